@@ -16,7 +16,7 @@ from compmem.loop.loop import LoopResult, recall_loop
 from compmem.loop.roles import make_loop, resolve_roles
 from compmem.readers import ExtractiveReader
 from compmem.retrieval.query import QueryAnalyzer
-from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
+from compmem.schema import Answer, AnswerToken, Chunk, Evidence, MemoryBlock, Reading, Step, Usage, WorkingMemory
 from tests.hashing import HashEncoder
 from tests.test_gate import StubIndex
 
@@ -417,8 +417,42 @@ def test_what_a_reader_overlooks_of_a_likely_block_is_kept_once_something_is_not
         found = drivers.run(run_loop("q", recall_loop(bench, RecallConfig(), 0.5, trusts_gate=trusts), Blind(), INLINE))
         assert [int(r.chunk.document_id) for r in found.update_recalls] == kept
         assert [s.updated for s in found.steps] == [True, len(kept) == 2]
-    never = recall_loop(Many(), RecallConfig(), 0.5, trusts_gate=True)
-    assert drivers.run(run_loop("q", never, Blank(), INLINE)).update_recalls == (), "nothing is noted"
+
+
+def test_what_a_reader_overlooks_of_a_likely_first_block_is_kept():
+    class Doubtful(Bench):
+        """No block is likely."""
+
+        def score(self, memory, blocks):
+            return [0.45] * len(blocks)
+
+    first = recall_loop(Bench(), RecallConfig(), 0.4, trusts_gate=True)
+    found = drivers.run(run_loop("q", first, Blank(), INLINE))
+    assert [int(r.chunk.document_id) for r in found.update_recalls] == [3]
+    for loop in (
+        recall_loop(Bench(), RecallConfig(), 0.4),
+        recall_loop(Doubtful(), RecallConfig(), 0.4, trusts_gate=True),
+    ):
+        assert drivers.run(run_loop("q", loop, Blank(), INLINE)).update_recalls == ()
+
+
+def test_where_the_gate_finds_no_more_blocks_with_an_identifier_of_the_notes_are_read():
+    class Linked(Bench):
+        """Each block but the first names the one before it."""
+
+        def linked(self, evidence):
+            return [0, 3, 2] if evidence else []
+
+    class Quoting(Keeper):
+        def read(self, question, memory, blocks):
+            reading = super().read(question, memory, blocks)
+            quoted = Evidence.of(blocks[0].chunk, (0, 3))
+            return replace(reading, memory=replace(reading.memory, evidence=(*memory.evidence, quoted)), exit=False)
+
+    loop = recall_loop(Linked(), RecallConfig(), 0.5)
+    found = drivers.run(run_loop("q", loop, Quoting(), INLINE))
+    assert [int(r.chunk.document_id) for r in found.update_recalls] == [3, 1]
+    assert [[int(r.chunk.document_id) for r in step.recalls] for step in found.steps] == [[3], [1], [0], [2]]
 
 
 def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():

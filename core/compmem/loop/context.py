@@ -10,10 +10,15 @@ from compmem.config import LoopConfig, SearchMethod
 from compmem.kv_cache import KVCache
 from compmem.loop.blocks import BlockLoader, Blocks
 from compmem.loop.gates import Gate, window_features
+from compmem.readers.identifiers import MAX_SENTENCES, rare_identifiers
 from compmem.retrieval.candidates import RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.ranking import reciprocal_rank_fusion
-from compmem.schema import MemoryBlock, Recall, Vectors
+from compmem.schema import Evidence, MemoryBlock, Recall, Vectors
+from compmem.text.tokenize import words
+
+MAX_IDENTIFIERS = 4
+"""Maximum number of identifiers whose blocks are searched at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,14 @@ class QuestionContext:
     def answerable(self) -> bool:
         """Whether any of the first candidates may answer the question."""
         return self.gate.answerable
+
+    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
+        """Numbers of the blocks with a rare identifier that the best of these sentences have and the question lacks."""
+        if self.candidate_generator is None or not evidence:
+            return []
+        found = rare_identifiers(evidence, self.analyzer)[:MAX_IDENTIFIERS]
+        runs = self.candidate_generator.lexical_index.phrases([words(one) for one in found], MAX_SENTENCES)
+        return list(dict.fromkeys(n for run in runs for n in run))
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks; for KV memory, with their states on the device."""

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
-from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
+from compmem.schema import Evidence, MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
 from compmem.text.truncation import ending
 
 GATED_WINDOW = 64
@@ -31,6 +31,9 @@ QUOTED_ON_TIMEOUT = 3
 
 LIKELY_SCORE = 0.5
 """A block with this score in an earlier pass is read at the end, though later passes rejected it; see `trusts_gate`."""
+
+MAX_LINKED_BLOCKS = 4
+"""Maximum number of blocks that are read for an identifier in the notes alone."""
 
 FEW_CANDIDATES = 20
 """Below this number of candidates the gate is over-confident, because it compares them."""
@@ -51,6 +54,10 @@ class LoopContext(Protocol):
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks with these numbers."""
+        ...
+
+    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
+        """Numbers of the blocks with a rare identifier that the best of these sentences have and the question lacks."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -201,7 +208,7 @@ class _RecallLoop:
         assert isinstance(reading, Reading), "a driver answers every ReadRequest"
         self.usage += reading.usage + Usage(blocks_read=0 if self.late else len(chosen))
         self.read.update(zip(chosen, recalls, strict=True))
-        gate_decides = self.trusts_gate and bool(self.memory.text) and self.proposed >= FEW_CANDIDATES
+        gate_decides = self.trusts_gate and (not self.memory.text or self.proposed >= FEW_CANDIDATES)
         likely = gate_decides and any(recall.score >= LIKELY_SCORE for recall in recalls)
         updated = not self.late and (reading.update or likely)
         if updated or not (self.late or self.config.update_gate):
@@ -240,7 +247,7 @@ class _RecallLoop:
         """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
         context, config = self.context, self.config
         seen_memory: str | None = None
-        scores, likely = dict[int, float](), dict[int, float]()
+        scores, likely, linked = dict[int, float](), dict[int, float](), 0
         while True:
             if seen_memory is None or (config.requery and self.memory.text != seen_memory and context.needs_requery):
                 seen_memory = self.memory.text
@@ -265,8 +272,15 @@ class _RecallLoop:
                 yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
             elif unread := [n for n in likely if n not in self.read]:
                 yield [max(unread, key=lambda n: (likely[n], -n))]
+            elif linked < MAX_LINKED_BLOCKS and (more := self._linked()):
+                linked += 1
+                yield more[:1]
             else:
                 return
+
+    def _linked(self) -> list[int]:
+        evidence = self.memory.evidence
+        return [n for n in self.context.linked(evidence) if n not in self.read] if evidence else []
 
     def in_document_order(self) -> Iterator[list[int]]:
         """Groups of blocks in document order, each gated with the current memory."""
@@ -320,10 +334,10 @@ def recall_loop(
         can_score: The reader can score blocks before it reads them.
         writer_blocks: Maximum number of recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
-        trusts_gate: After the first note, evidence of a block with gate score >= `LIKELY_SCORE` among >=
-            `FEW_CANDIDATES` candidates is kept even if the reader rejects it: the reader compares with the question,
-            and a later fact is near to the notes. Unless blocks are shown to a model, nothing is read if the gate finds
-            that nothing answers.
+        trusts_gate: Evidence of a block with gate score >= `LIKELY_SCORE` is kept even if the reader rejects it, if it
+            is the first one, or among >= `FEW_CANDIDATES` candidates: the reader compares with the question, and a
+            later fact is near to the notes. Unless blocks are shown to a model, nothing is read if the gate finds that
+            nothing answers.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.

@@ -7,7 +7,6 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.schema import Chunk, Evidence
@@ -17,9 +16,6 @@ MIN_RARITY = 0.7
 
 MAX_SENTENCES = 6
 """Maximum number of sentences of an identifier that is followed: more have a unit or a currency rather than a name."""
-
-PER_BLOCK = 12
-"""Maximum number of sentences of one block that are linked."""
 
 _IDENTIFIER = re.compile(
     r"(?<![\w-])(?=[\w-]{0,63}[A-Z_])(?=[\w-]{0,63}[0-9_]|[A-Z]{4})[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+){0,8}(?![\w-])"
@@ -46,6 +42,19 @@ def identifiers(text: str) -> set[str]:
     return {found for found in _IDENTIFIER.findall(text) if len(found) in _LENGTHS}
 
 
+def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> list[str]:
+    """The rare identifiers in the sentences with the highest score that are not in the question, first read first.
+
+    Left out are labels of values and abbreviations, which have neither a digit nor an underscore.
+    """
+    best = max((e.score for e in evidence), default=0.0)
+    texts = [e.text for e in evidence if e.score == best]
+    found = dict.fromkeys(one for text in texts for one in sorted(identifiers(text) - set(_LABEL.findall(text))))
+    asked = identifiers(analyzer.question)
+    specific = (one for one in found if one not in asked and ("_" in one or any(c.isdigit() for c in one)))
+    return [one for one in specific if analyzer.rarity(one) >= MIN_RARITY]
+
+
 @dataclass(frozen=True, slots=True)
 class IdentifierLinks:
     """Finds linked sentences for one question, in whatever order their blocks are read."""
@@ -68,10 +77,9 @@ class IdentifierLinks:
         for span in chunk.spans:
             if number := _NUMBERED.match(chunk.text, *span):
                 self._numbered.setdefault((chunk.document_id, number[1]), []).append(Evidence.of(chunk, span))
-        held = ((span, found) for span in chunk.spans if (found := identifiers(chunk.text[slice(*span)])))
-        for span, found in islice(held, PER_BLOCK):
+        for span in chunk.spans:
             evidence = Evidence.of(chunk, span)
-            for identifier in found:
+            for identifier in identifiers(evidence.text):
                 self._sentences.setdefault(identifier, []).append(evidence)
             self._labels.update(set(_LABEL.findall(evidence.text)))
 

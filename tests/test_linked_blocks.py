@@ -1,0 +1,60 @@
+"""Blocks that share nothing with a question but an identifier in what was found: a key that joins two tables."""
+
+import pytest
+
+from compmem import Chunk, Document, Evidence, IndexConfig, LoopConfig, MemoryIndex
+from tests.hashing import HashEncoder
+
+QUESTION = "Which supplier makes the spare part of Press 1?"
+PARTS = {f"PT-{1000 + 7 * n}": f"Maker {n}" for n in range(60)}
+
+
+@pytest.fixture(scope="module")
+def index():
+    """Each part is made by one firm, is needed by a machine, and has a page of its own."""
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
+        pages = [
+            Document(id=part, title=part, text=f"{part} is a belt, from {maker}. Code {part} is in use.")
+            for part, maker in PARTS.items()
+        ]
+        everywhere = [Document(id=f"list {n}", text=f"List {n}: DIN-9 applies.") for n in range(9)]
+        made.add([Document(id="press", text="Press 1 needs the spare part PT-1014."), *pages, *everywhere])
+        yield made
+
+
+def linked(index, *notes, question=QUESTION, **settings):
+    evidence = [Evidence.of(Chunk(text=text, document_id="d"), (0, len(text)), score) for text, score in notes]
+    with index.question_context(question, None, LoopConfig(**settings)) as context:
+        return [b.chunk.document_id for b in context.fetch(context.linked(evidence))]
+
+
+def test_the_blocks_with_a_rare_identifier_of_the_best_notes_are_found(index):
+    assert linked(index, ("Press 1 needs PT-1014.", 0.8)) == ["press", "PT-1014"]
+    assert linked(index, ("It needs PT-1014 and PT-1021.", 0.8), ("PT-1028 is old.", 0.8)) == [
+        "press", "PT-1014", "PT-1021", "PT-1028",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("notes", "question"),
+    [
+        ([("PT-1014 is old.", 0.5), ("Press 1 is new.", 0.8)], QUESTION),
+        ([("It needs PT-1014.", 0.8)], "Who makes PT-1014?"),
+        ([("It follows DIN-9.", 0.8)], QUESTION),
+        ([("PT-1014: 3", 0.8)], QUESTION),
+        ([("NASA and NATO own Press 1.", 0.8)], QUESTION),
+        ([("Press 1 needs PT-9999.", 0.8)], QUESTION),
+        ([], QUESTION),
+    ],
+    ids=["not the best", "in the question", "common", "a label", "an abbreviation", "unknown", "no notes"],
+)
+def test_others_lead_nowhere(index, notes, question):
+    assert linked(index, *notes, question=question) == []
+
+
+def test_an_answer_joins_two_documents_by_their_key(index):
+    answer = index.answer(QUESTION, LoopConfig(threshold=0.9))
+    assert "PT-1014 is a belt, from Maker 2." in answer.text
+    assert [r.chunk.document_id for r in answer.sources] == ["press", "PT-1014"]
+    filtered = index.answer(QUESTION, LoopConfig(threshold=0.9), filter={"no": "such"})
+    assert not filtered.found
