@@ -43,6 +43,33 @@ def test_a_code_that_is_written_otherwise_is_known(said):
     assert only_unknown_codes(question, ("ISO 9001 in 2020.", "ISO 270012, ISO 127001, 27001 EUR"))
 
 
+SHAPED = ("Bolt M12x60 costs 3. Version 2.6.1 is out.", "Sample 0976-B, room D7.31, order SO-88298F, 4.3.2024.", "H5N1")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does bolt M14x80 cost?", "What is new in 2.7.0?", "Who took 0977-B?", "Where is D7.33?",
+        "Is SO-88299F paid?", "Does H1N1 spread?", "What do M14x80 and M16x80 cost?",
+    ],
+)  # fmt: skip
+def test_a_code_of_letters_and_numbers_in_turn_is_unknown_where_others_look_like_it(question):
+    assert only_unknown_codes(question, SHAPED)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What does bolt M12x60 cost?", "What does m 12 x 60 cost?", "What is new in 2.6.1?", "Who took 0976B?",
+        "What do M12x60 and M14x80 cost?",  # one of them is there
+        "What is a W3C draft, and a 1234-CD?",  # none looks like these
+        "What happened on 5.3.2024?", "How much is 20mg?", "What is 5G-based?", "Which F-16s and MP3s?", "the 1990s",
+    ],
+)  # fmt: skip
+def test_other_letters_and_numbers_say_nothing(question):
+    assert not only_unknown_codes(question, SHAPED)
+
+
 def test_a_question_with_very_many_codes_is_not_searched_for():
     assert only_unknown_codes("G4 " * 100, TEXTS)
     assert not only_unknown_codes(" ".join(f"G{n}" for n in range(4, 100)), TEXTS)
