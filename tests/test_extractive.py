@@ -430,6 +430,21 @@ def test_of_the_best_chunks_good_short_lines_are_quoted_too():
     assert "It dates from 1972." in said
 
 
+def test_a_record_is_quoted_with_those_that_answer_too_and_without_lesser_ones():
+    offices = {"Ann": "Leeds", "Bob": "Ulm", "Cem": "Leeds", "Dora": "Leeds", "Emil": "Brno"}
+    rows = [f"Name: {name}; Office: {office}; Floor: 1" for name, office in offices.items()]
+    staff = of_text("\n\n".join(rows), sentences=rows).chunk
+    asked = {root(t): 1.0 for t in content_terms("Who works in the Leeds office?")}
+
+    def said(*kept):
+        evidence = [Evidence.of(staff, staff.spans[place], score) for place, score in kept]
+        return [e.text.partition(";")[0] for e in quoted_sentences(asked, evidence, Outlines())]
+
+    assert said((0, 0.8)) == ["Name: Ann", "Name: Cem", "Name: Dora"]
+    assert said((0, 0.8), (1, 0.7), (2, 0.6)) == ["Name: Ann", "Name: Cem", "Name: Dora"], "Bob is elsewhere"
+    assert said((1, 0.8)) == ["Name: Ann", "Name: Bob", "Name: Cem", "Name: Dora", "Name: Emil"]
+
+
 def test_chunks_are_quoted_in_the_order_in_which_they_were_read():
     first, second = (
         block(name, text).chunk for name, text in (("Acme", "Acme rents it."), ("Hall", "Lloyd insures it."))

@@ -54,7 +54,7 @@ def line_document(fields: Any, about: Mapping[str, Any]) -> Document:
     if others and fields.get("text") is None:
         named = {name: value for name, value in named.items() if _is_usable(name, value)}
         beside = named.keys() & {"context", "metadata"}
-        named["text"] = value_text({name: value for name, value in fields.items() if name not in beside})
+        named["text"] = value_text([{name: value for name, value in fields.items() if name not in beside}])
         others = {name: value for name, value in others.items() if _is_short(value)}
     if fields.keys() - _NAMES and named.get("id") is None:  # lines of one text may differ in other fields
         named["id"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]

@@ -36,6 +36,7 @@ _OPENING = 4
 _BULLET = re.compile(r"[-*+•–]\s+(?:\[[ xX]\]\s+)?")
 _ITEM = re.compile(rf"{_BULLET.pattern}|\(?\d{{1,3}}[.)]\s")
 _BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!:]\*\*)")
+_FURTHER_FIELD = re.compile(r"; [^\W\d_][^;:]{0,40}: ")
 _NUMBER = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,4})[.)]?\s++(?=[^\W\d_])")
 _FENCE = re.compile(r"```|~~~")
 _EMPHASIS = "*_\"'”»)"
@@ -307,6 +308,11 @@ def is_item(text: str) -> bool:
 def is_labelled_item(text: str) -> bool:
     """Whether a sentence is a line with a label, or such an item of a list."""
     return is_labelled(_BULLET.sub("", text, count=1) if _BULLET.match(text) else text)
+
+
+def is_record(text: str) -> bool:
+    """Whether a sentence is a record in one line: "Name: Ann; Office: Leeds"."""
+    return is_labelled_item(text) and _FURTHER_FIELD.search(text) is not None
 
 
 def is_reply(text: str) -> bool:

@@ -11,6 +11,7 @@ from compmem.readers.outline import (
     is_item,
     is_labelled_item,
     is_of_someone,
+    is_record,
     is_reply,
     is_rule,
     roots,
@@ -97,7 +98,8 @@ def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evide
         more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(roots(e.text))
         line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
         good = SHORT_SENTENCE_SHARE if line else EXCEPTION_SHARE if of == ranked[0].chunk.id else math.inf
-        short = e.score >= good * score and length <= left.get(of, 0)
+        outdone = is_record(e.text) and (roots(e.text) & weights.keys()) < weights.keys() - missing
+        short = e.score >= good * score and length <= left.get(of, 0) and not outdone
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e
             left[of] = left.get(of, 0) - length
@@ -110,21 +112,30 @@ def _context_sentences(
     """The sentences without which new ones say little, and that are not quoted yet."""
     best = max(quoted, key=lambda e: e.score).chunk.id
     starts, held = {(e.chunk.id, e.start) for e in new}, {(e.chunk.id, e.start) for e in quoted}
+    records = [roots(e.text) & weights.keys() for e in quoted if is_record(e.text)]
     found = list[Evidence]()
     for chunk in {e.chunk.id: e.chunk for e in new}.values():
         others = set[str]().union(*(roots(e.text) for e in quoted if e.chunk.id != chunk.id))
         lacks = not (others & weights.keys()).issubset(roots(f"{chunk.label}\n{chunk.text}"))
         own = {start for of, start in starts if of == chunk.id}
-        needed = _needed_numbers(weights, chunk, outlines.of(chunk), own, whole=chunk.id == best and not lacks)
+        whole = chunk.id == best and not lacks
+        needed = _needed_numbers(weights, chunk, outlines.of(chunk), own, records, whole=whole)
         found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
     return found
 
 
 def _needed_numbers(
-    weights: Mapping[str, float], chunk: Chunk, outline: Outline, starts: Set[int], *, whole: bool
-) -> list[int]:  # fmt: skip
+    weights: Mapping[str, float],
+    chunk: Chunk,
+    outline: Outline,
+    starts: Set[int],
+    records: Sequence[Set[str]],
+    *,
+    whole: bool,
+) -> list[int]:
     """The numbers of the sentences without which those of a chunk that start here say little.
 
+    `records` are the words of the question that each quoted record has.
     A table without any word of the question is quoted `whole`, or not if this is not the best chunk, or if other chunks
     have words that this one lacks.
     """
@@ -133,6 +144,7 @@ def _needed_numbers(
         if start in starts:
             needed.update(outline.named_before(place), _introduced_sentences(weights, outline, place, whole=whole))
             needed.update(_rows(weights, outline, place, whole=whole))
+            needed.update(_like_records(weights, outline, place, records))
             if _needs_head(weights, outline, place):
                 needed.add(outline.heads[place])
             for said in (place, *needed):
@@ -163,6 +175,16 @@ def _rows(weights: Mapping[str, float], outline: Outline, place: int, *, whole: 
         yield from _rows_with_most_words(weights, rows, whole=whole)
     elif (own := rows.get(place, set()) & weights.keys()) or whole:
         yield from islice((n for n, held in rows.items() if own <= held), MAX_LIST_ITEMS)
+
+
+def _like_records(
+    weights: Mapping[str, float], outline: Outline, place: int, records: Sequence[Set[str]]
+) -> Iterator[int]:
+    """The records with all words of the question that this one has, unless a quoted one has these and more."""
+    own = roots(outline.texts[place]) & weights.keys() if is_record(outline.texts[place]) else set[str]()
+    if own and not any(own < more for more in records):
+        like = (n for n, text in enumerate(outline.texts) if is_record(text) and own <= roots(text))
+        yield from islice(like, MAX_LIST_ITEMS)
 
 
 def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:
