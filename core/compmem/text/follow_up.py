@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from compmem.text.dates import DAYS, MONTHS
 from compmem.text.sentences import sentences
 from compmem.text.tokenize import STOPWORDS
 
@@ -41,7 +42,8 @@ _REPLIES: Final = frozenset(
 )
 _NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
 _WORD: Final = re.compile(r"[^\W\d_]+")
-_RUN: Final = re.compile(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*|-\d\w*)*")
+_RUN: Final = re.compile(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*|[-./]\d\w*)*")
+_NUMBER: Final = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])")
 _LABEL_END: Final = re.compile(r":[*_]*\s")
 _DIGIT: Final = re.compile(r"\d")
 _SHORT: Final = 3
@@ -61,8 +63,8 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     With a pronoun, or with a word such as `that` or `there` and no name, names are added: those in the last question,
     then those that are new in the answer to it. Only the latter if the last question asks for a person and the pronoun
     means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, or six after "and",
-    "what about" or "how about", the last question that is longer is repeated: "And when?". It is asked for another name
-    if both have one: "And Acme?" becomes "Who founded Acme?".
+    "what about" or "how about", the last question that is longer is repeated: "And when?". It is asked for another
+    name, day, month or number if both have one: "And Acme?" becomes "Who founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
@@ -79,11 +81,11 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     if asked and not refers:
         named, before = _names(question), _names(asked)
         added = {word.lower() for word in words} - {word.lower() for name in named for word in _WORD.findall(name)}
-        if len(named) == 1 and (len(words) <= _SHORT or added <= {*_words(asked), *_NO_NAMES}):
-            letters = _DIGIT.sub("", named[0])
-            alike = [name for name in before if _DIGIT.search(name) and _DIGIT.sub("", name) == letters] or before
+        newer, older = (named, before) if named else (_NUMBER.findall(question), _NUMBER.findall(asked))
+        if len(newer) == 1 and (len(words) <= _SHORT or added <= {*_words(asked), *_NO_NAMES}):
+            alike = _replaceable(newer[0], older)
             if len(alike) == 1:
-                return asked.replace(alike[0], named[0])
+                return re.sub(rf"(?<!\w){re.escape(alike[0])}(?!\w)", lambda _: newer[0], asked)
         return _with_names(f"{asked} {question}", () if before else about)
     earlier = {name for role, text in turns[:-1] for name in _names_of(role, text)}
     last = _names_of(*turns[-1])
@@ -94,8 +96,21 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     return _with_names(question if meant else f"{asked} {question}".strip(), meant)
 
 
+def _replaceable(name: str, before: Sequence[str]) -> Sequence[str]:
+    """Those of the names that this one may stand in for: days for a day, numbers with as many digits for a number."""
+    for kind in (DAYS, MONTHS):
+        if name.lower() in kind:
+            return [other for other in before if other.lower() in kind]
+    if not _WORD.search(name):
+        return [other for other in before if _DIGIT.sub("9", other) == _DIGIT.sub("9", name)]
+    letters = _DIGIT.sub("", name)
+    alike = [other for other in before if _DIGIT.search(other) and _DIGIT.sub("", other) == letters]
+    return alike or [other for other in before if other.lower() not in DAYS | MONTHS]
+
+
 def _with_names(question: str, names: Sequence[str]) -> str:
-    return f"{question} ({'; '.join(names[:_NAMES])})" if names else question
+    added = [name for name in names if name.lower() not in DAYS | MONTHS][:_NAMES]
+    return f"{question} ({'; '.join(added)})" if added else question
 
 
 def _is_short(text: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from compmem.text.dates import DAYS, MONTHS
 from compmem.text.tokenize import STOPWORDS, content_terms
 
 MAX_PARTS: Final = 5
@@ -27,6 +28,7 @@ _BACK: Final = frozenset(
     "this these those both same one ones such other others former latter".split()
 )
 """Words that stand for something said before."""
+_NO_NAMES: Final = STOPWORDS | DAYS | MONTHS
 _DETERMINERS: Final = frozenset("the a an my our your".split())
 _SENTENCE: Final = re.compile(r"[^.!?:\n]*+[.!?:\n]?")
 _BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.!?])\s++|\n++")
@@ -36,6 +38,7 @@ _AND: Final = re.compile(
     r"(?:who|whom|whose|what|when|where|why|which|how)\s)",
     re.IGNORECASE,
 )
+_COMMA: Final = re.compile(r"[,;]\s{1,8}(?=(?:what|when|where|how)\s)", re.IGNORECASE)
 _WORD: Final = re.compile(r"[^\W_]+(?:['’.\-][^\W_]+)*")
 
 
@@ -83,16 +86,30 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _coordinated(sentence: str) -> Iterator[str]:
-    """The sentence cut before each "and" that begins another question, and not a relative clause."""
+    """The sentence cut before each "and" that begins another question, and not a relative clause.
+
+    Also before a comma, if such an "and" follows: "What does it cost, when is it, and who teaches it?"
+    """
+    *listed, last = _cut(sentence, _AND)
+    for part in listed:
+        yield from _cut(part, _COMMA)
+    yield last
+
+
+def _cut(text: str, border: re.Pattern[str]) -> Iterator[str]:
     start = 0
-    for found in _AND.finditer(sentence):
-        before = _WORD.findall(sentence, start, found.start())
-        after = [word[0] for word in islice(_WORD.finditer(sentence, found.end()), _MIN_WORDS)]
+    for found in border.finditer(text):
+        before = _WORD.findall(text, start, found.start())
+        after = [word[0] for word in islice(_WORD.finditer(text, found.end()), _MIN_WORDS)]
         if _begins_question([word.lower() for word in before], after):
-            yield sentence[start : found.start()].strip()
+            yield _capitalised(text, start, found.start())
             start = found.end()
-    rest = sentence[start:].strip()
-    yield rest if start == 0 else rest[:1].upper() + rest[1:]
+    yield _capitalised(text, start, len(text))
+
+
+def _capitalised(text: str, start: int, end: int) -> str:
+    part = text[start:end].strip()
+    return part if start == 0 else part[:1].upper() + part[1:]
 
 
 def _begins_question(before: Sequence[str], after: Sequence[str]) -> bool:
@@ -132,5 +149,5 @@ def _has_name(found: Sequence[str]) -> bool:
 
 def _is_name(place: int, word: str) -> bool:
     """Whether a word is a name or a number; the first one of a sentence is capitalised anyway."""
-    capital = place > 0 and word[0].isupper() and word.lower() not in STOPWORDS
+    capital = place > 0 and word[0].isupper() and word.lower() not in _NO_NAMES
     return capital or any(c.isdigit() for c in word)
