@@ -270,29 +270,14 @@ def test_the_header_of_a_table_is_found_below_its_title():
     assert csv_text("\n") == "\n"
 
 
-def test_rows_below_a_merged_cell_have_its_value():
-    merged = "Region,Quarter,Net\nNorth,Q1,3\n,Q2,4\nSouth,Q1,5\n,Q2,6\n"
-    assert csv_text(merged).split("\n\n") == [
-        "Region: North; Quarter: Q1; Net: 3", "Region: North; Quarter: Q2; Net: 4",
-        "Region: South; Quarter: Q1; Net: 5", "Region: South; Quarter: Q2; Net: 6",
-    ]  # fmt: skip
-    for rows in (
-        "North,Q1,3\nNorth,Q2,4\n,Q3,1\n",  # not merged
-        ",Q1,3\nNorth,Q2,4\n,Q3,1\n",  # nothing stands above the first
-        "North,Q1,3\n,,9\nSouth,Q1,5\n,,6\n",  # sums
-        "North,Q1,3\nSouth,Q1,5\nEast,Q1,5\n,Q2,6\n",  # a missing value
-    ):
-        assert csv_text(f"Region,Quarter,Net\n{rows}").count("Region") == sum(row[0] != "," for row in rows.split()), (
-            rows
-        )
-
-
 def test_a_record_has_its_small_parts_and_times_as_dates_on_its_line():
     row = {"ts": "1714986120.000200", "user": {"name": "Ann", "id": 7}, "seen_at": 1714986120123, "size": 1714986120}
     line = "ts: 2024-05-06 09:02:00; user name: Ann; user id: 7; seen_at: 2024-05-06 09:02:00; size: 1714986120"
     assert json_text(json.dumps([row])) == line
     assert json_text(json.dumps({"messages": [row]})) == f"messages: {line}"
     assert json_text(json.dumps({"a": 1, "user": {"name": "Ann"}})) == "a: 1\n\nuser: name: Ann"  # no record
+    plain = {"real_time": 1714986120, "date": "1714986120", "created": "1714986"}
+    assert json_text(json.dumps([plain])) == "real_time: 1714986120; date: 1714986120; created: 1714986"
     deep = {"user": {"name": {"first": "Ann"}}, "many": {str(n): n for n in range(9)}}
     assert json_text(json.dumps([deep])).count("\n\n") == 1
 
@@ -300,8 +285,12 @@ def test_a_record_has_its_small_parts_and_times_as_dates_on_its_line():
 def test_a_markdown_file_about_several_things_is_not_named_by_the_first(tmp_path):
     (tmp_path / "fleet.md").write_text("# Ferry Aurora\n\nFast.\n\n```sh\n# a comment\n```\n\n# Ferry Fjord\n\nSlow.\n")
     (tmp_path / "one.md").write_text("Ferry Aurora\n===\n\nFast.\n\n```sh\n# a comment\n```\n\n## Speed\n\nSlow.\n")
+    (tmp_path / "kept.md").write_text("# Boiler\n\n<!--\n# old\n-->\n\nSlow.\n")
+    (tmp_path / "README.md").write_text("# Boiler manual\n\nSlow.\n\n# Cleaning\n\nDaily.\n")
     (tmp_path / "parts.md").write_text("## Speed\n\nSlow.\n\n## Boats\n\nTwo.\n")
-    assert [d.title for d in read(tmp_path)[0]] == ["fleet", "Ferry Aurora", "Speed"]
+    assert [d.title for d in read(tmp_path)[0]] == [
+        "Boiler manual", "fleet", "Boiler", "Ferry Aurora", "Speed"
+    ]  # fmt: skip
 
 
 def test_tables_and_json_name_every_value():

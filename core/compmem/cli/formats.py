@@ -44,6 +44,8 @@ _MAX_OPEN_FIELDS: Final = 1000
 _MAX_FRONT_MATTER_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
 _ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
+_GENERIC_NAMES: Final = frozenset(("readme", "index"))
+"""Names of files that say nothing about what is in them."""
 _UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
 _FENCE = re.compile(r" {0,3}(?:```|~~~)")
 
@@ -84,13 +86,15 @@ def _plain(data: bytes, name: str) -> tuple[str, str]:
 
 def _markdown(data: bytes, name: str) -> tuple[str, str]:
     text = decode(data, name)
-    return _front_title(text) or _first_heading(text), text
+    named = PurePath(name).stem.lower() not in _GENERIC_NAMES
+    return _front_title(text) or _first_heading(text, only=named), text
 
 
-def _first_heading(text: str) -> str:
-    """The first heading, unless several have the highest level: then each is about a part of the file."""
+def _first_heading(text: str, *, only: bool) -> str:
+    """The first heading; if `only`, not where several have the highest level: then each is about a part of the file."""
     found = list(_headings(text, atx=True))
-    return found[0][1] if found and [level for level, _ in found].count(1) < 2 else ""
+    several = only and [level for level, _ in found].count(1) > 1
+    return "" if several or not found else found[0][1]
 
 
 def _front_title(text: str) -> str:
@@ -108,11 +112,13 @@ def _front_title(text: str) -> str:
 
 def _headings(text: str, *, atx: bool) -> Iterator[tuple[int, str]]:
     """The headings outside code, with `#` or underlined, each with its level from 1."""
-    fenced = False
+    fenced = commented = False
     before = ""
     for line in io.StringIO(text):
         line = line.rstrip("\n")[:1000]
-        if atx and _FENCE.match(line):
+        if atx and not fenced and (commented or line.lstrip().startswith("<!--")):
+            commented = "-->" not in line
+        elif atx and _FENCE.match(line):
             fenced = not fenced
         elif fenced:
             continue
@@ -120,7 +126,7 @@ def _headings(text: str, *, atx: bool) -> Iterator[tuple[int, str]]:
             yield len(match[1]), title
         elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and (match := _UNDERLINE.match(line)):
             yield 1 if match[1] == "=" else 2, before.strip()
-        before = "" if fenced else line
+        before = "" if fenced or commented else line
 
 
 def _csv(data: bytes, name: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain, islice, pairwise, repeat
+from itertools import chain, islice, repeat
 from statistics import median_low
 from typing import Any, Final
 
@@ -20,13 +20,12 @@ _NAMED_DELIMITER: Final = re.compile(r"sep=([^\n])\n")
 """The first line of some exported tables."""
 _FIRST_ROWS: Final = 50
 """Number of rows among which the header is looked for."""
-_MERGED_SHARE: Final = 3
-"""One row in so many, or more, lacks the first cell of a column with merged cells."""
 _MAX_PARTS: Final = 8
 """Maximum number of values of an object that is written on the line of the record that it is part of."""
 _TIME_NAME: Final = re.compile(
-    r"(?:.{0,60}_)?(?:ts|time|timestamp|date|at|(?:created|updated|modified|sent)(?:_?(?:at|on))?)", re.IGNORECASE
+    r"(?:.{0,60}[_ ])?(?:ts|timestamp|at|(?:created|updated|modified|sent)(?:_?(?:at|on))?)", re.IGNORECASE
 )
+"""Names of points in time; a `time` may also be a duration."""
 _EPOCH: Final = re.compile(r"(1\d{9})(?:\.\d{1,9}|\d{3})?")
 """Seconds or milliseconds since 1970, of the years 2001 to 2033."""
 
@@ -34,8 +33,7 @@ _EPOCH: Final = re.compile(r"(1\d{9})(?:\.\d{1,9}|\d{3})?")
 def csv_text(text: str) -> str:
     """A table as text: each row is a paragraph, `name: value; name: value`, with names from the row of the header.
 
-    Rows above the header, such as a title, have a cell or two where most rows have many, and stay as they are. Where
-    cells of the first column are merged, the rows below get its value too.
+    Rows above the header, such as a title, have a cell or two where most rows have many, and stay as they are.
 
     Raises:
         UnreadableError: A row is not CSV.
@@ -50,9 +48,7 @@ def csv_text(text: str) -> str:
         head = _header_place(first)
         header = [cell.strip() for cell in first[head]] if first else []
         written = [_line(("", cell) for cell in row) for row in first[:head]]
-        body: Iterable[list[str]] = chain(first[head + 1 :], filled)
-        if _has_merged_cells(first[head + 1 :]):
-            body = _filled_down(body)
+        body = chain(first[head + 1 :], filled)
         written.extend(_line(zip(chain(header, repeat("")), row, strict=False)) for row in body)
     except csv.Error as error:
         raise UnreadableError(f"line {rows.line_num}: {error}") from error
@@ -73,27 +69,11 @@ def _header_place(table: Sequence[Sequence[str]]) -> int:
     return next((place for place, count in enumerate(filled) if count >= enough), 0)
 
 
-def _has_merged_cells(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether many rows lack the first cell, but have others, and no two rows after one another have the same one."""
-    firsts = [row[0].strip() for row in rows]
-    blank = [row for row, first in zip(rows, firsts, strict=True) if not first]
-    if not (firsts and firsts[0]) or len(blank) * _MERGED_SHARE < len(rows):
-        return False
-    repeated = any(a and a == b for a, b in pairwise(firsts))
-    return not repeated and all(sum(bool(cell.strip()) for cell in row) > 1 for row in blank)
-
-
-def _filled_down(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    above = ""
-    for row in rows:
-        above = row[0].strip() or above
-        yield [above, *row[1:]]
-
-
 def json_text(text: str) -> str:
     """JSON as text: each object is a paragraph, `name: value; name: value`. Text that is not JSON is unchanged.
 
-    Small objects stand on the line of a record, which is an item of a list, and times since 1970 are written as dates.
+    Small objects stand on the line of a record, which is an item of a list. Seconds since 1970 under a name such as
+    `created_at` or `ts` are written as date and time.
     """
     try:
         return value_text(json.loads(text))

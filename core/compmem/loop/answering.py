@@ -92,7 +92,7 @@ async def events(
         question: The question.
         begin: Makes a search.
         runner: `INLINE` for sync callers, `THREADED` for async ones.
-        parts: The questions that it consists of, each with a search of its own; by default, the question.
+        parts: The questions that it consists of; if these are several, each has a search of its own.
         answer_separately: An answer is written to each part, from what was found for it; else one from everything.
         seconds: Until the deadline, from now.
         rounds: Maximum number of requests of the writer.
@@ -102,8 +102,7 @@ async def events(
     """
     async with AsyncExitStack() as opened:
         work = _Answering(question, begin, runner, opened, seconds=seconds, answer_separately=answer_separately)
-        several = len(parts) > 1
-        searches = [(part, part, part if several else "") for part in parts or [question]]
+        searches = [(part, part, part) for part in parts] if len(parts) > 1 else [(question, question, "")]
         try:
             while searches:
                 for search in searches:
