@@ -49,8 +49,8 @@ SHAPED = ("Bolt M12x60 costs 3. Version 2.6.1 is out.", "Sample 0976-B, room D7.
 @pytest.mark.parametrize(
     "question",
     [
-        "What does bolt M14x80 cost?", "What is new in 2.7.0?", "Who took 0977-B?", "Where is D7.33?",
-        "Is SO-88299F paid?", "Does H1N1 spread?", "What do M14x80 and M16x80 cost?",
+        "What does bolt M14x80 cost?", "Where is D7.33?", "Is SO-88299F paid?", "Does H1N1 spread?",
+        "What do M14x80 and M16x80 cost?",
     ],
 )  # fmt: skip
 def test_a_code_of_letters_and_numbers_in_turn_is_unknown_where_others_look_like_it(question):
@@ -60,14 +60,29 @@ def test_a_code_of_letters_and_numbers_in_turn_is_unknown_where_others_look_like
 @pytest.mark.parametrize(
     "question",
     [
-        "What does bolt M12x60 cost?", "What does m 12 x 60 cost?", "What is new in 2.6.1?", "Who took 0976B?",
+        "What does bolt M12x60 cost?", "What does m 12 x 60 cost?", "Is SO88298F paid?",
         "What do M12x60 and M14x80 cost?",  # one of them is there
         "What is a W3C draft, and a 1234-CD?",  # none looks like these
-        "What happened on 5.3.2024?", "How much is 20mg?", "What is 5G-based?", "Which F-16s and MP3s?", "the 1990s",
+        "What happened on 5.3.2024?", "How much is 20mg?", "What is 5G-based?", "Which F-16s and MP3s?", "mid-1990s",
+        "Is it open at 10PM?", "Can I send 50MB?", "Can version 2.7.0 be upgraded?", "Who took 0977-B?",
     ],
 )  # fmt: skip
 def test_other_letters_and_numbers_say_nothing(question):
     assert not only_unknown_codes(question, SHAPED)
+
+
+def test_a_code_within_a_range_is_known():
+    assert not only_unknown_codes("Is AB1500X recalled?", ("Recalled are AB1200X to AB1900X.",))
+    assert only_unknown_codes("Is AB1500X recalled?", ("Recalled are AB1200X and AB1900X.",))
+
+
+@pytest.mark.parametrize("named", ["max_retry_delay", "setUserRole", "log_format and max_retry_delay"])
+def test_a_name_in_code_that_no_text_has_is_unknown(named):
+    texts = ("max_retry_count: How often it is sent again.", "getUserName() returns the name.")
+    assert only_unknown_codes(f"What does {named} do?", texts)
+    assert not only_unknown_codes(f"What does {named} do?", ("Nothing is set here.",))
+    for known in ("max_retry_count", "get_user_name", f"max_retry_count or {named}"):
+        assert not only_unknown_codes(f"What does {known} do?", texts)
 
 
 def test_a_question_with_very_many_codes_is_not_searched_for():

@@ -1,8 +1,10 @@
-"""Codes of things, such as INC-250, M14x80 or 2.7.0. A question may be about one that does not exist."""
+"""Codes of things, such as INC-250, M14x80 or max_retry_count. A question may be about one that does not exist."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final
+
+from compmem.text.code_names import CODE_NAME
 
 _CODE: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
 """Not a quarter or half of a year, which texts often spell out."""
@@ -14,15 +16,13 @@ _BETWEEN: Final = r"[^\d\n]{0,12}0*"
 
 
 _TOKEN: Final = re.compile(r"(?<![\w./-])[A-Za-z0-9]++(?:[._/-][A-Za-z0-9]++)*+(?![\w-])")
-_VERSION: Final = re.compile(r"(?!\d{1,2}\.\d{1,2}\.(?:\d\d){1,2}$)\d{1,3}(?:\.\d{1,5}){2,3}")
-"""Three or four numbers, which are no date."""
-_MIXED: Final = re.compile(
-    r"[A-Za-z]{1,8}[._/-]?\d{1,8}+(?:[A-Za-z]|[._/-][A-Za-z0-9])[\w./-]{0,40}|\d{1,8}+[._/-]?[A-Za-z][\w./-]{0,40}"
-)
-"""Letters and numbers in turn, at least three of them or first a number."""
-_WORD_IN_CODE: Final = re.compile(r"[a-z]{2}|\ds$")
-"""In 5G-based, 10mg and F-16s."""
+_MIXED: Final = re.compile(r"[A-Za-z]{1,8}[._/-]?\d{1,8}+(?:[A-Za-z]|[._/-][A-Za-z0-9])[\w./-]{0,40}")
+"""Letters, a number, and letters or another number, such as M14x80, D7.33 and SO-88299F."""
+_NO_CODE: Final = re.compile(r"[a-z]{2}|\ds$")
+"""In other such words: mid-1990s, F-16s."""
 _MIN_CHARS: Final = 4
+_RANGE: Final = re.compile(r" ?(?:to|until|through|bis|-|–|—) ?")
+"""What stands between two codes if those between them are meant too."""
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 _DIGIT: Final = re.compile(r"\d")
 _LETTER: Final = re.compile(r"[a-z]")
@@ -31,32 +31,52 @@ _LETTER: Final = re.compile(r"[a-z]")
 def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
     """Whether a question has codes and the texts have none of them, but others that look like each.
 
-    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251, and "the price of M14x80" in texts
-    with M12x60. A code that looks like none in the texts may be written in another way there.
+    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251, "the price of M14x80" in texts with
+    M12x60, and `log_format` in texts with `log_level`. A code that looks like none in the texts may be written in
+    another way there, and one that looks like the ends of a range may be in it.
     """
     texts = list(texts)
-    return _only_unknown_numbers(question, texts) or _only_unknown_shapes(question, texts)
+    return any(
+        unknown(question, texts) for unknown in (_only_unknown_numbers, _only_unknown_mixed, _only_unknown_names)
+    )
 
 
-def _only_unknown_shapes(question: str, texts: Sequence[str]) -> bool:
-    """For versions, and codes in which letters and numbers take turns; like ones have letters and digits in place."""
-    codes = {token for token in _TOKEN.findall(question) if _is_shaped(token)}
-    if not 0 < len(codes) <= _MAX_CODES:
+def _only_unknown_mixed(question: str, texts: Sequence[str]) -> bool:
+    """For codes in which letters and numbers take turns; like ones have letters and digits in the same places."""
+    codes = {token for token in _TOKEN.findall(question) if _is_mixed(token)}
+    if not 0 < len(codes) <= _MAX_CODES or _has_one_of(texts, codes):
         return False
-    plain = [_SEPARATORS.sub("", code).lower() for code in codes]
     shapes = set[str]()
     for text in texts:
-        written = _SEPARATORS.sub("", text).lower()
-        if any(code in written for code in plain):
-            return False
-        shapes.update(_shape(token) for token in _TOKEN.findall(text) if _is_shaped(token))
+        before = None
+        for found in _TOKEN.finditer(text):
+            if not _is_mixed(found[0]):
+                continue
+            if before and _RANGE.fullmatch(text, before.end(), found.start()):
+                return False
+            shapes.add(_shape(found[0]))
+            before = found
     return {_shape(code) for code in codes} <= shapes
 
 
-def _is_shaped(token: str) -> bool:
-    if len(token) < _MIN_CHARS or token.islower() or _WORD_IN_CODE.search(token):
+def _only_unknown_names(question: str, texts: Sequence[str]) -> bool:
+    """For names in code; like ones are all others."""
+    names = set(CODE_NAME.findall(question))
+    if not 0 < len(names) <= _MAX_CODES or _has_one_of(texts, names):
         return False
-    return any(pattern.fullmatch(token) for pattern in (_VERSION, _MIXED))
+    return any(CODE_NAME.search(text) for text in texts)
+
+
+def _has_one_of(texts: Sequence[str], codes: Set[str]) -> bool:
+    """Whether a text has one of the codes, with any signs between its parts."""
+    plain = [_SEPARATORS.sub("", code).lower() for code in codes]
+    written = (_SEPARATORS.sub("", text).lower() for text in texts)
+    return any(code in text for text in written for code in plain)
+
+
+def _is_mixed(token: str) -> bool:
+    plain = len(token) < _MIN_CHARS or token.islower() or _NO_CODE.search(token)
+    return not plain and _MIXED.fullmatch(token) is not None
 
 
 def _shape(code: str) -> str:
