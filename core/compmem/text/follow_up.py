@@ -64,7 +64,8 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     then those that are new in the answer to it. Only the latter if the last question asks for a person and the pronoun
     means one: "Who founded Bolt?", "Where was she born?". With at most three words and no pronoun, or six after "and",
     "what about" or "how about", the last question that is longer is repeated: "And when?". It is asked for another
-    name, day, month or number if both have one: "And Acme?" becomes "Who founded Acme?".
+    name, day, month or number if the follow-up has nothing else and the question has one like it: "And Acme?" becomes
+    "Who founded Acme?".
 
     Args:
         history: The messages before the question, oldest first: `{"role": "user" | "assistant", "content": text}`.
@@ -79,14 +80,7 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
     asked = next((text for text in said if _words(text) and not _is_short(text)), next(iter(said), ""))
     about = next((names for role, text in reversed(turns) if role == "user" and (names := _names(text))), [])
     if asked and not refers:
-        named, before = _names(question), _names(asked)
-        added = {word.lower() for word in words} - {word.lower() for name in named for word in _WORD.findall(name)}
-        newer, older = (named, before) if named else (_NUMBER.findall(question), _NUMBER.findall(asked))
-        if len(newer) == 1 and (len(words) <= _SHORT or added <= {*_words(asked), *_NO_NAMES}):
-            alike = _replaceable(newer[0], older)
-            if len(alike) == 1:
-                return re.sub(rf"(?<!\w){re.escape(alike[0])}(?!\w)", lambda _: newer[0], asked)
-        return _with_names(f"{asked} {question}", () if before else about)
+        return _about_another(asked, question) or _with_names(f"{asked} {question}", () if _names(asked) else about)
     earlier = {name for role, text in turns[:-1] for name in _names_of(role, text)}
     last = _names_of(*turns[-1])
     new = [name for name in last if name not in earlier]
@@ -94,6 +88,25 @@ def standalone_question(history: Sequence[Mapping[str, str]], question: str) -> 
         return _with_names(question, new)
     meant = list(dict.fromkeys([*about, *new])) or last
     return _with_names(question if meant else f"{asked} {question}".strip(), meant)
+
+
+def _about_another(asked: str, question: str) -> str:
+    """The last question, asked for the name or number that is all a follow-up has; empty if it has more or another."""
+    words, named, numbers = _words(question), _names(question), _NUMBER.findall(question)
+    own = {word.lower() for name in named for word in _WORD.findall(name)}
+    repeats = {word.lower() for word in words} - own <= {*_words(asked), *_NO_NAMES}
+    if len(named) == 1 and not numbers and (len(words) <= _SHORT or repeats):
+        return _replaced(asked, named[0], _names(asked))
+    if len(numbers) == 1 and not named and repeats and words[0] not in _ASKING | _VERBS:
+        return _replaced(asked, numbers[0], _NUMBER.findall(asked))
+    return ""
+
+
+def _replaced(asked: str, name: str, before: Sequence[str]) -> str:
+    """The question asked for this name; empty if it is not clear instead of which one."""
+    alike = _replaceable(name, before)
+    pattern = re.compile(rf"(?<=[^\w]){re.escape(alike[0])}(?!\w)") if len(alike) == 1 else None
+    return pattern.sub(lambda _: name, asked) if pattern and pattern.search(asked) else ""
 
 
 def _replaceable(name: str, before: Sequence[str]) -> Sequence[str]:
