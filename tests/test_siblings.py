@@ -39,6 +39,15 @@ def test_so_is_a_section():
     assert kept("How many boats has the Fjord?", first, second) == ["It has 9 boats."]
 
 
+def test_a_section_that_says_more_of_what_is_asked_is_kept():
+    basic, pro = ("Plan Basic", "It has mail support."), ("Plan Pro", "It has phone support.")
+    assert len(kept("I have Basic. Which plan has phone support?", basic, pro)) == 2
+    april, may = ("Minutes April", "The offsite is on 12 May."), ("Minutes May", "The offsite was discussed.")
+    assert len(kept("Where is the offsite in May?", april, may)) == 2
+    first, second = ("Handbook part I", "Ask for holiday."), ("Handbook part II", "Holiday is kept until 31 March.")
+    assert len(kept("May I keep holiday?", first, second)) == 2, "I is not the number of a part"
+
+
 def test_a_question_that_compares_needs_the_others():
     for question in ("Which boat has the same owner as Alba?", "Who owns boats other than the Alba?"):
         assert len(kept(question, ALBA, BRISA)) == 2, question

@@ -36,7 +36,7 @@ _OPENING = 4
 _BULLET = re.compile(r"[-*+•–]\s+(?:\[[ xX]\]\s+)?")
 _ITEM = re.compile(rf"{_BULLET.pattern}|\(?\d{{1,3}}[.)]\s")
 _BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!:]\*\*)")
-_FURTHER_FIELD = re.compile(r"; [^\W\d_][^;:]{0,40}: ")
+_FIELD = re.compile(r"(?:^|; )([^\W\d_][^;:]{0,40}): ")
 _NUMBER = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,4})[.)]?\s++(?=[^\W\d_])")
 _FENCE = re.compile(r"```|~~~")
 _EMPHASIS = "*_\"'”»)"
@@ -310,9 +310,14 @@ def is_labelled_item(text: str) -> bool:
     return is_labelled(_BULLET.sub("", text, count=1) if _BULLET.match(text) else text)
 
 
-def is_record(text: str) -> bool:
-    """Whether a sentence is a record in one line: "Name: Ann; Office: Leeds"."""
-    return is_labelled_item(text) and _FURTHER_FIELD.search(text) is not None
+def field_names(text: str) -> list[str]:
+    """The names of the fields of a record in one line, such as "Name: Ann; Office: Leeds"."""
+    return [found[1] for found in _FIELD.finditer(text)] if _FIELD.match(text) else []
+
+
+def field_values(text: str) -> list[str]:
+    """The values of the fields of a record."""
+    return _FIELD.split(text)[2::2]
 
 
 def is_reply(text: str) -> bool:

@@ -8,10 +8,11 @@ from compmem.readers.outline import (
     MAX_LIST_ITEMS,
     Outline,
     Outlines,
+    field_names,
+    field_values,
     is_item,
     is_labelled_item,
     is_of_someone,
-    is_record,
     is_reply,
     is_rule,
     roots,
@@ -98,8 +99,7 @@ def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evide
         more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(roots(e.text))
         line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
         good = SHORT_SENTENCE_SHARE if line else EXCEPTION_SHARE if of == ranked[0].chunk.id else math.inf
-        outdone = is_record(e.text) and (roots(e.text) & weights.keys()) < weights.keys() - missing
-        short = e.score >= good * score and length <= left.get(of, 0) and not outdone
+        short = e.score >= good * score and length <= left.get(of, 0)
         if (e.score == score or more or short) and (of, e.text) not in kept:
             kept[of, e.text] = e
             left[of] = left.get(of, 0) - length
@@ -112,7 +112,7 @@ def _context_sentences(
     """The sentences without which new ones say little, and that are not quoted yet."""
     best = max(quoted, key=lambda e: e.score).chunk.id
     starts, held = {(e.chunk.id, e.start) for e in new}, {(e.chunk.id, e.start) for e in quoted}
-    records = [roots(e.text) & weights.keys() for e in quoted if is_record(e.text)]
+    records = [roots(e.text) & weights.keys() for e in quoted if len(field_names(e.text)) > 1]
     found = list[Evidence]()
     for chunk in {e.chunk.id: e.chunk for e in new}.values():
         others = set[str]().union(*(roots(e.text) for e in quoted if e.chunk.id != chunk.id))
@@ -180,11 +180,23 @@ def _rows(weights: Mapping[str, float], outline: Outline, place: int, *, whole: 
 def _like_records(
     weights: Mapping[str, float], outline: Outline, place: int, records: Sequence[Set[str]]
 ) -> Iterator[int]:
-    """The records with all words of the question that this one has, unless a quoted one has these and more."""
-    own = roots(outline.texts[place]) & weights.keys() if is_record(outline.texts[place]) else set[str]()
-    if own and not any(own < more for more in records):
-        like = (n for n, text in enumerate(outline.texts) if is_record(text) and own <= roots(text))
+    """The records with all words of the question that this one has, unless a quoted one has these and more.
+
+    None if only names of its fields are in the question.
+    """
+    record = outline.texts[place]
+    fields, own = field_names(record), roots(record) & weights.keys()
+    asked = len(fields) > 1 and not weights.keys().isdisjoint(roots(" ".join(field_values(record))))
+    if asked and not any(own < more for more in records):
+        like = (
+            n for n, text in enumerate(outline.texts) if own <= roots(text) and _are_alike(fields, field_names(text))
+        )
         yield from islice(like, MAX_LIST_ITEMS)
+
+
+def _are_alike(fields: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two records have the same first field, and another one in common."""
+    return fields[:1] == others[:1] and not set(fields[1:]).isdisjoint(others[1:])
 
 
 def _table(outline: Outline, place: int) -> tuple[int | None, dict[int, set[str]]]:

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 from compmem.readers.outline import Outlines
 from compmem.schema import Evidence
-from compmem.text.tokenize import name, words
+from compmem.text.tokenize import STOPWORDS, name, root, words
 
 MAX_SECTIONS = 40
 """Maximum number of sections that are compared; beyond that, all are quoted."""
 
 _COMPARING = frozenset(
     "after another before besides between both change changed changes compare compared comparison decrease decreased "
-    "differ difference differences different earlier else except increase increased later less like more next other "
-    "others previous same similar than unlike versus vs".split()
+    "differ difference differences different earlier else except from gain grew grow growth increase increased instead "
+    "later less like lose more next not other others previous rise rose same similar since than till unlike until "
+    "versus vs without".split()
 )
 """Words of a question that is about several such sections."""
 
@@ -25,25 +26,40 @@ class _Section(NamedTuple):
     split: tuple[tuple[str, ...], ...]
     """The words of each."""
 
+    @classmethod
+    def of(cls, evidence: Evidence, outlines: Outlines) -> "_Section":
+        """The section that a sentence stands in."""
+        headings = tuple(dict.fromkeys([evidence.chunk.title, *outlines.path(evidence)]))
+        return cls(headings, tuple(tuple(words(heading)) for heading in headings))
+
 
 def without_siblings(question: str, evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The sentences without those of sections that the question does not ask about, but about one named like them.
 
     Of two titles or headings with equally many words, the second is left out if the question has all words in which
-    the first one differs and none of those of the second. A section that a sentence of another one names stays, and so
-    do all if the question compares.
+    the first one differs and none of those of the second. It stays if a sentence of the others has its name, if its own
+    have a word of the question that those of the others lack, or the word in which the first one differs. All stay if
+    the question compares.
     """
-    asked = set(words(question))
+    asked = set(words(question)) - STOPWORDS
     sections = dict[_Section, list[Evidence]]()
     for e in evidence:
-        headings = tuple(dict.fromkeys([e.chunk.title, *outlines.path(e)]))
-        sections.setdefault(_Section(headings, tuple(tuple(words(h)) for h in headings)), []).append(e)
-    if not 1 < len(sections) <= MAX_SECTIONS or not asked.isdisjoint(_COMPARING):
+        sections.setdefault(_Section.of(e, outlines), []).append(e)
+    if not 1 < len(sections) <= MAX_SECTIONS or not _COMPARING.isdisjoint(words(question)):
         return list(evidence)
     out = {other: at for one, other in permutations(sections, 2) if (at := _sibling_level(one, other, asked)) >= 0}
-    said = [f" {name(e.text)} " for section, own in sections.items() if section not in out for e in own]
-    named = {section for section, at in out.items() if any(f" {name(section.headings[at])} " in text for text in said)}
-    left = {(e.chunk.id, e.start) for section in out.keys() - named for e in sections[section]}
+    kept = {section: own for section, own in sections.items() if section not in out}
+    texts = [f" {name(e.text)} " for own in kept.values() for e in own]
+    in_headings = {word for section in kept for heading in section.split for word in heading}
+    said = {root(word) for word in in_headings.union(*(text.split() for text in texts))}
+
+    def is_needed(section: _Section) -> bool:
+        own = {word for e in sections[section] for word in words(e.text)} & asked
+        other_names = in_headings.difference(*section.split)
+        named = any(f" {name(section.headings[out[section]])} " in text for text in texts)
+        return named or any(root(word) not in said or word in other_names for word in own)
+
+    left = {(e.chunk.id, e.start) for section in out if not is_needed(section) for e in sections[section]}
     return [e for e in evidence if (e.chunk.id, e.start) not in left]
 
 
