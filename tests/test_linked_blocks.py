@@ -2,7 +2,7 @@
 
 import pytest
 
-from compmem import Chunk, Document, Evidence, IndexConfig, LoopConfig, MemoryIndex
+from compmem import Chunk, Document, Evidence, IndexConfig, LoopConfig, MemoryIndex, WorkingMemory
 from tests.hashing import HashEncoder
 
 QUESTION = "Which supplier makes the spare part of Press 1?"
@@ -25,7 +25,8 @@ def index():
 def linked(index, *notes, question=QUESTION, **settings):
     evidence = [Evidence.of(Chunk(text=text, document_id="d"), (0, len(text)), score) for text, score in notes]
     with index.question_context(question, None, LoopConfig(**settings)) as context:
-        return [b.chunk.document_id for b in context.fetch(context.linked(evidence))]
+        memory = WorkingMemory(text="\n".join(text for text, _ in notes), evidence=tuple(evidence))
+        return [b.chunk.document_id for b in context.fetch(context.linked(memory))]
 
 
 def test_the_blocks_with_a_rare_identifier_of_the_best_notes_are_found(index):
@@ -44,9 +45,19 @@ def test_the_blocks_with_a_rare_identifier_of_the_best_notes_are_found(index):
         ([("PT-1014: 3", 0.8)], QUESTION),
         ([("NASA and NATO own Press 1.", 0.8)], QUESTION),
         ([("Press 1 needs PT-9999.", 0.8)], QUESTION),
+        ([("Press 1 needs the spare part PT-1014.", 0.8)], "Which spare part does Press 1 need?"),
         ([], QUESTION),
     ],
-    ids=["not the best", "in the question", "common", "a label", "an abbreviation", "unknown", "no notes"],
+    ids=[
+        "not the best",
+        "in the question",
+        "common",
+        "a label",
+        "an abbreviation",
+        "unknown",
+        "nothing is missing",
+        "no notes",
+    ],
 )
 def test_others_lead_nowhere(index, notes, question):
     assert linked(index, *notes, question=question) == []

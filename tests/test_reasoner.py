@@ -440,8 +440,8 @@ def test_where_the_gate_finds_no_more_blocks_with_an_identifier_of_the_notes_are
     class Linked(Bench):
         """Each block but the first names the one before it."""
 
-        def linked(self, evidence):
-            return [0, 3, 2] if evidence else []
+        def linked(self, memory):
+            return [0, 3, 2]
 
     class Quoting(Keeper):
         def read(self, question, memory, blocks):

@@ -23,7 +23,7 @@ from compmem.loop.drivers import INLINE, THREADED, Runner, iterate, run, run_loo
 from compmem.loop.roles import Roles, make_loop, make_reader, resolve_roles
 from compmem.readers import ExtractiveReader
 from compmem.schema import Answer, AnswerModels, Event, Filter, Reader, Recall, Step
-from compmem.text.question_parts import question_parts
+from compmem.text.question_parts import question_parts, without_background
 from compmem.text.unicode import valid
 from compmem.threads import in_thread
 
@@ -272,6 +272,7 @@ class BaseIndex(ABC):
         question, settings = checked_question(question), LoopConfig.complete(config)
         roles = await runner.call(self._roles, settings, models)
         parts = _parts(question, settings, roles)
+        otherwise = without_background(question) if settings.decompose and roles.quotes else question
         each = settings.replace(writer_blocks=ceil(settings.writer_blocks / len(parts)))
 
         @asynccontextmanager
@@ -285,7 +286,8 @@ class BaseIndex(ABC):
 
         stream = events(
             question, begin, runner,
-            parts=parts, answer_separately=roles.quotes, seconds=settings.max_seconds, rounds=settings.rounds,
+            parts=parts, answer_separately=roles.quotes, otherwise=otherwise if otherwise != question else "",
+            seconds=settings.max_seconds, rounds=settings.rounds,
         )  # fmt: skip
         async with aclosing(stream):
             async for event in stream:

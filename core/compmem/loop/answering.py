@@ -81,6 +81,7 @@ async def events(
     *,
     parts: Sequence[str] = (),
     answer_separately: bool = False,
+    otherwise: str = "",
     seconds: float | None = None,
     rounds: int = 0,
 ) -> AsyncGenerator[Event, None]:
@@ -94,6 +95,7 @@ async def events(
         runner: `INLINE` for sync callers, `THREADED` for async ones.
         parts: The questions that it consists of; if these are several, each has a search of its own.
         answer_separately: An answer is written to each part, from what was found for it; else one from everything.
+        otherwise: What is searched for, and answered, if nothing is found.
         seconds: Until the deadline, from now.
         rounds: Maximum number of requests of the writer.
 
@@ -111,6 +113,10 @@ async def events(
                             yield step
                     if work.stopped:
                         break
+                if otherwise and not (work.stopped or work.found):
+                    async with aclosing(work.search(otherwise, otherwise, otherwise)) as steps:
+                        async for step in steps:
+                            yield step
                 async with aclosing(work.write(may_ask=work.cost.rounds < rounds and not work.stopped)) as tokens:
                     async for token in tokens:
                         yield token
@@ -165,6 +171,11 @@ class _Answering:
     def stopped(self) -> bool:
         """Whether the last search ended for lack of time, or was cancelled."""
         return self._found[-1][2].stop_reason in ("seconds", "cancelled")
+
+    @property
+    def found(self) -> bool:
+        """Whether something was found that answers."""
+        return any(result.answerable and result.memory.text for _, _, result in self._found)
 
     async def search(self, question: str, text: str, request: str) -> AsyncGenerator[Step, None]:
         """Runs the loop for a text; the reader sees the question, and the steps name the request."""

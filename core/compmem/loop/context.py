@@ -14,8 +14,8 @@ from compmem.readers.identifiers import MAX_SENTENCES, rare_identifiers
 from compmem.retrieval.candidates import RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.ranking import reciprocal_rank_fusion
-from compmem.schema import Evidence, MemoryBlock, Recall, Vectors
-from compmem.text.tokenize import words
+from compmem.schema import MemoryBlock, Recall, Vectors, WorkingMemory
+from compmem.text.tokenize import content_terms, root, terms, words
 
 MAX_IDENTIFIERS = 4
 """Maximum number of identifiers whose blocks are searched at once."""
@@ -92,11 +92,14 @@ class QuestionContext:
         """Whether any of the first candidates may answer the question."""
         return self.gate.answerable
 
-    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
-        """Numbers of the blocks with a rare identifier that the best of these sentences have and the question lacks."""
-        if self.candidate_generator is None or not evidence:
+    def linked(self, memory: WorkingMemory) -> list[int]:
+        """Numbers of the blocks with a rare identifier of the best notes, if the notes lack words of the question."""
+        if self.candidate_generator is None or not memory.evidence:
             return []
-        found = rare_identifiers(evidence, self.analyzer)[:MAX_IDENTIFIERS]
+        noted = {root(term) for term in terms(memory.text)}
+        if all(root(term) in noted for term in content_terms(self.analyzer.question)):
+            return []
+        found = rare_identifiers(memory.evidence, self.analyzer)[:MAX_IDENTIFIERS]
         runs = self.candidate_generator.lexical_index.phrases([words(one) for one in found], MAX_SENTENCES)
         return list(dict.fromkeys(n for run in runs for n in run))
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
-from compmem.schema import Evidence, MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
+from compmem.schema import MemoryBlock, Reading, Recall, Step, StopReason, Usage, WorkingMemory
 from compmem.text.truncation import ending
 
 GATED_WINDOW = 64
@@ -56,8 +56,8 @@ class LoopContext(Protocol):
         """The blocks with these numbers."""
         ...
 
-    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
-        """Numbers of the blocks with a rare identifier that the best of these sentences have and the question lacks."""
+    def linked(self, memory: WorkingMemory) -> list[int]:
+        """Numbers of the blocks with a rare identifier of the best notes, if the notes lack words of the question."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -279,8 +279,7 @@ class _RecallLoop:
                 return
 
     def _linked(self) -> list[int]:
-        evidence = self.memory.evidence
-        return [n for n in self.context.linked(evidence) if n not in self.read] if evidence else []
+        return [n for n in self.context.linked(self.memory) if n not in self.read] if self.memory.evidence else []
 
     def in_document_order(self) -> Iterator[list[int]]:
         """Groups of blocks in document order, each gated with the current memory."""
@@ -334,10 +333,10 @@ def recall_loop(
         can_score: The reader can score blocks before it reads them.
         writer_blocks: Maximum number of recalled blocks that are in the memory at the end.
         fallback: Number of best blocks that are read together if all are rejected in the first pass.
-        trusts_gate: Evidence of a block with gate score >= `LIKELY_SCORE` is kept even if the reader rejects it, if it
-            is the first one, or among >= `FEW_CANDIDATES` candidates: the reader compares with the question, and a
-            later fact is near to the notes. Unless blocks are shown to a model, nothing is read if the gate finds that
-            nothing answers.
+        trusts_gate: Evidence of a block with gate score >= `LIKELY_SCORE` is kept even if the reader rejects it, while
+            nothing is noted, or later among >= `FEW_CANDIDATES` candidates: the reader compares with the question, and
+            a later fact is near to the notes. Unless blocks are shown to a model, nothing is read if the gate finds
+            that nothing answers.
         writes: An answer is written at the end. If not, nothing is read if the first pass suffices for a ranking.
         cancelled: Called before each step; if it returns true, the loop ends.
         clock: Returns the time in seconds.

@@ -1,7 +1,6 @@
 """The questions that one text asks: "When does the lease end, and who insures the building?" asks two.
 
-The rules are for English. A part that cannot be understood by itself stays in the whole text. Sentences around the
-questions, such as a greeting or the reason for asking, are left out if the questions say what they are about.
+The rules are for English. A part that cannot be understood by itself stays in the whole text.
 """
 
 import re
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
-from compmem.text.dates import DAYS, MONTHS
 from compmem.text.tokenize import STOPWORDS, content_terms
 
 MAX_PARTS: Final = 5
@@ -28,10 +26,9 @@ _BACK: Final = frozenset(
     "this these those both same one ones such other others former latter".split()
 )
 """Words that stand for something said before."""
-_NO_NAMES: Final = STOPWORDS | DAYS | MONTHS
 _DETERMINERS: Final = frozenset("the a an my our your".split())
 _SENTENCE: Final = re.compile(r"[^.!?:\n]*+[.!?:\n]?")
-_BETWEEN_SENTENCES: Final = re.compile(r"(?<=[.!?])\s++|\n++")
+_BETWEEN_SENTENCES: Final = re.compile(r"(?<=[!?])\s++|(?<=\.)\s++(?=[^\Wa-z])")
 _AFTER_MARK: Final = re.compile(r"\?++\s{1,8}+")
 _AND: Final = re.compile(
     r"[,;]?\s{1,8}and\s{1,8}(?:also\s{1,8})?(?=(?:(?:in|on|at|to|for|from|by|with|of|since|until)\s{1,8})?"
@@ -51,11 +48,9 @@ def question_parts(question: str) -> list[str]:
     """The questions in a text, each as it is written; the text itself if it asks one, and for parts that need others.
 
     A part needs another one if it has a pronoun without a name before it, or no name where another part has some.
-    Likewise, questions need the sentences around them, which are left out otherwise.
     """
     if len(question) > MAX_SPLIT_CHARS:
         return [question]
-    question = _without_background(question)
     each = (part for sentence in _sentences(question) for part in _coordinated(sentence))
     asked = list(islice(each, MAX_PARTS + 1))
     if not 1 < len(asked) <= MAX_PARTS:
@@ -65,12 +60,12 @@ def question_parts(question: str) -> list[str]:
     return list(dict.fromkeys(part if own else question for part, own in zip(asked, alone, strict=True)))
 
 
-def _without_background(text: str) -> str:
-    """The sentences that ask, if they can be understood without the others and these have no names."""
+def without_background(text: str) -> str:
+    """The sentences that ask, without those around them; the text if they need these, or these have a number."""
     found = _BETWEEN_SENTENCES.split(text)
     asked = " ".join(sentence for sentence in found if sentence.endswith("?"))
-    named = any(_has_name(_WORD.findall(sentence)) for sentence in found if not sentence.endswith("?"))
-    return asked if asked and not named and _stands_alone(asked) else text
+    numbered = any(map(str.isdigit, "".join(sentence for sentence in found if not sentence.endswith("?"))))
+    return asked if asked and not numbered and _stands_alone(asked) else text
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -149,5 +144,5 @@ def _has_name(found: Sequence[str]) -> bool:
 
 def _is_name(place: int, word: str) -> bool:
     """Whether a word is a name or a number; the first one of a sentence is capitalised anyway."""
-    capital = place > 0 and word[0].isupper() and word.lower() not in _NO_NAMES
+    capital = place > 0 and word[0].isupper() and word.lower() not in STOPWORDS
     return capital or any(c.isdigit() for c in word)

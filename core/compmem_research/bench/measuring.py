@@ -10,7 +10,7 @@ from compmem.loop.context import QuestionContext
 from compmem.loop.drivers import run, run_loop
 from compmem.loop.loop import LoopResult
 from compmem.loop.roles import make_loop
-from compmem.schema import Evidence, MemoryBlock, Step, Usage
+from compmem.schema import MemoryBlock, Step, Usage, WorkingMemory
 from compmem_research.bench import rankings
 from compmem_research.bench.clock import Times, none, now
 from compmem_research.bench.memory import Memory, Models
@@ -54,9 +54,9 @@ class RecordingContext:
         places = {n: place for place, n in enumerate(self.order)}
         return [1.0 - places[n] / len(places) for n in blocks]
 
-    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
-        """Numbers of the blocks with a rare identifier of the best sentences; none for a fixed ranking."""
-        return self.inner.linked(evidence) if self.order is None else []
+    def linked(self, memory: WorkingMemory) -> list[int]:
+        """Numbers of the blocks with a rare identifier of the best notes; none for a fixed ranking."""
+        return self.inner.linked(memory) if self.order is None else []
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks with these numbers."""

@@ -16,7 +16,7 @@ from compmem.config import LoopConfig
 from compmem.gate import BackboneGate
 from compmem.loop.loop import LoopResult, Outcome, ReadRequest, ScoreRequest, recall_loop
 from compmem.readers import Reply, StepPrompts, parse_step_reply, without_thinking
-from compmem.schema import Chunk, Evidence, KVStates, MemoryBlock, Reading, Step, WorkingMemory
+from compmem.schema import Chunk, KVStates, MemoryBlock, Reading, Step, WorkingMemory
 from compmem_research.training.engine.device import precision
 
 
@@ -121,7 +121,7 @@ class _BlockContext:
             return [1.0] * len(blocks)
         return self.gate.probabilities("" if self.blind else memory, [self.states[n] for n in blocks])
 
-    def linked(self, evidence: Sequence[Evidence]) -> list[int]:
+    def linked(self, memory: WorkingMemory) -> list[int]:
         return []
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
