@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from compmem.readers.outline import Outline, Outlines
+from compmem.readers.quotation import quotation
 from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Chunk, Evidence, MemoryBlock
 from compmem.text.sentences import sentences
@@ -92,3 +93,24 @@ def test_a_chunk_with_little_of_the_best_score_is_not_quoted():
 
     evidence = [kept("a", "Acme rents it.", 0.9), kept("b", "Bolt is old.", 0.3), kept("c", "Crux is far.", 0.37)]
     assert [e.chunk.title for e in quoted_sentences({"rent": 1.0}, evidence, Outlines())] == ["a", "c"]
+
+
+def test_equal_titles_are_told_apart_by_the_ids_of_their_documents():
+    def quoted(*ids):
+        found = []
+        for number, one in enumerate(ids, 1):
+            text = f"Passwords have {number} characters. They expire."
+            chunk = Chunk(text=text, document_id=one, title="Policy", sentences=tuple(sentences(text)))
+            found += [Evidence.of(chunk, span, 0.5) for span in chunk.spans]
+        return "".join(quotation(found, Outlines()))
+
+    assert quoted("it/v1.md", "it/v2.md") == (
+        "Policy (v1.md): Passwords have 1 characters. They expire. "
+        "Policy (v2.md): Passwords have 2 characters. They expire."
+    )
+    assert "Policy (a/p.md): " in quoted("a/p.md", "b/p.md")
+    plain = "Policy: Passwords have 1 characters. They expire."
+    assert quoted("it/v1.md") == plain
+    opaque = ("0f8fad5b-d9cb-469f-a165-70867728950e", "7c9e6679-7425-40de-944b-e07fc1f90ae7")
+    for said_nothing in (opaque, ("1", "2")):
+        assert quoted(*said_nothing) == f"{plain} Policy: Passwords have 2 characters. They expire."
