@@ -3,20 +3,26 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 import compmem
 from compmem.config import DEFAULT_CANDIDATES
 from langchain_compmem.documents import EmbeddingsEncoder, to_core
 
+_Retrieving: TypeAlias = Runnable[str, list[Document]]
+Wrappable: TypeAlias = _Retrieving | VectorStore
+"""What returns documents for a question."""
+
 
 def external_index(
-    retriever: BaseRetriever | VectorStore,
+    retriever: Wrappable,
     *,
     embeddings: Embeddings | None = None,
     candidates: int = DEFAULT_CANDIDATES,
@@ -25,7 +31,7 @@ def external_index(
     """An index over this retriever or vector store; each of its documents is one chunk.
 
     Args:
-        retriever: Returns documents.
+        retriever: Returns documents for a question; also one with retries, fallbacks or a config.
         embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
         candidates: Documents to request for a question, if the retriever has a setting for their number.
         metadata_keys: Metadata that questions may ask about, such as `author`.
@@ -34,9 +40,10 @@ def external_index(
         ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
             below 1.
     """
-    if not isinstance(retriever, BaseRetriever | VectorStore):
+    if not isinstance(retriever, Runnable | VectorStore):
         raise ValueError(f"retriever must be a BaseRetriever or a VectorStore, not {type(retriever).__name__}")
-    store = retriever.vectorstore if isinstance(retriever, VectorStoreRetriever) else retriever
+    inner = _unwrapped(retriever)
+    store = inner.vectorstore if isinstance(inner, VectorStoreRetriever) else inner
     if isinstance(getattr(store, "index", None), compmem.BaseIndex):
         raise ValueError("retriever has an index of CompMem already: give that as index=, and its filter as filter=")
     options: dict[str, Any] = {} if embeddings is None else {"encoder": EmbeddingsEncoder(embeddings)}
@@ -49,7 +56,7 @@ def external_index(
 class _Wrapped:
     """The functions of an `ExternalIndex`, for a retriever or a vector store."""
 
-    retriever: BaseRetriever | VectorStore
+    retriever: Wrappable
     metadata_keys: Sequence[str]
 
     def retrieve(self, query: str, k: int, filter: Any) -> list[compmem.Document]:
@@ -67,16 +74,29 @@ class _Wrapped:
         return [to_core(document, split=False, metadata_keys=self.metadata_keys) for document in found]
 
 
-def _with_k(retriever: BaseRetriever, k: int) -> BaseRetriever:
+def _unwrapped(retriever: Wrappable) -> Any:
+    """The retriever without a config, retries and fallbacks."""
+    while isinstance(retriever, RunnableBindingBase | RunnableWithFallbacks):
+        retriever = retriever.bound if isinstance(retriever, RunnableBindingBase) else retriever.runnable
+    return retriever
+
+
+def _with_k(retriever: _Retrieving, k: int) -> _Retrieving:
     """A copy with this number of results, if the retriever has a field for it."""
-    return retriever.model_copy(update={"k": k}) if "k" in type(retriever).model_fields else retriever
+    if isinstance(retriever, BaseRetriever) and "k" in type(retriever).model_fields:
+        return retriever.model_copy(update={"k": k})
+    return retriever
+
+
+def _takes_nothing() -> None:
+    """Stands for the method of a runnable that is no retriever."""
 
 
 def _filter(filter: Any) -> dict[str, Any]:
     return {} if filter is None else {"filter": filter}
 
 
-def _arguments(retriever: BaseRetriever, k: int, filter: Any) -> dict[str, Any]:
+def _arguments(retriever: _Retrieving, k: int, filter: Any) -> dict[str, Any]:
     """The arguments of the retriever besides the query.
 
     Raises:
@@ -84,7 +104,8 @@ def _arguments(retriever: BaseRetriever, k: int, filter: Any) -> dict[str, Any]:
     """
     if isinstance(retriever, VectorStoreRetriever):
         return {"k": k, **_filter(filter)}
-    taken = inspect.signature(retriever._get_relevant_documents).parameters.values()
+    takes = getattr(_unwrapped(retriever), "_get_relevant_documents", _takes_nothing)
+    taken = inspect.signature(takes).parameters.values()
     if filter is not None and not any(p.name == "filter" or p.kind is p.VAR_KEYWORD for p in taken):
         raise ValueError(f"{type(retriever).__name__} takes no filter with a question: set one when it is made")
     return _filter(filter)

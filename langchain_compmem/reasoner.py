@@ -8,10 +8,8 @@ from typing import Any, Self, cast
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.embeddings import Embeddings
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig, RunnableSerializable, patch_config
 from langchain_core.tools import BaseTool, StructuredTool
-from langchain_core.vectorstores import VectorStore
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 import compmem
@@ -30,7 +28,7 @@ from langchain_compmem.chat import (
 )
 from langchain_compmem.documents import Filter, Index, Prompts, chunk_formatter, combine_filters
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.external import external_index
+from langchain_compmem.external import Wrappable, external_index
 from langchain_compmem.io_types import (
     Input,
     ParsedInput,
@@ -101,7 +99,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
     @classmethod
     def from_retriever(
         cls,
-        retriever: BaseRetriever | VectorStore,
+        retriever: Wrappable,
         chat_model: ChatModel | None = None,
         *,
         embeddings: Embeddings | None = None,
@@ -114,7 +112,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         A `filter` is passed to it unchanged.
 
         Args:
-            retriever: Returns documents.
+            retriever: Returns documents for a question; also one with retries, fallbacks or a config.
             chat_model: Writes the answer. None: answers are quotations.
             embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
             candidates: Documents to request for a question, if the retriever has a setting for their number.

@@ -11,11 +11,10 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import DocumentIndex, UpsertResponse
 from langchain_core.indexing.base import DeleteResponse
-from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.retrievers import LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig, patch_config
 from langchain_core.runnables.config import set_config_context
 from langchain_core.runnables.utils import coro_with_context
-from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field, InstanceOf
 
 import compmem
@@ -41,7 +40,7 @@ from langchain_compmem.documents import (
     whole_id,
 )
 from langchain_compmem.errors import ReasoningError
-from langchain_compmem.external import external_index
+from langchain_compmem.external import Wrappable, external_index
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class CompMemRetriever(DocumentIndex):
     @classmethod
     def from_retriever(
         cls,
-        retriever: BaseRetriever | VectorStore,
+        retriever: Wrappable,
         *,
         embeddings: Embeddings | None = None,
         candidates: int = DEFAULT_CANDIDATES,
@@ -144,7 +143,7 @@ class CompMemRetriever(DocumentIndex):
         A `filter` is passed to it unchanged. Documents cannot be added or deleted.
 
         Args:
-            retriever: Returns documents.
+            retriever: Returns documents for a question; also one with retries, fallbacks or a config.
             embeddings: Encodes sentences. None: CompMem's own encoder, whatever the store uses.
             candidates: Documents to request for a question, if the retriever has a setting for their number.
             **fields: Fields of the retriever, such as `k` and `metadata_keys`.

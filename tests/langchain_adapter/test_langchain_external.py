@@ -3,6 +3,7 @@
 import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, EmbeddingsEncoder
@@ -48,6 +49,24 @@ def test_messages_name_the_type_and_show_no_documents(own):
 
     with pytest.raises(ValueError, match="a VectorStore, not list"):
         CompMemReasoner.from_retriever(WORLD)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_retriever_with_a_config_retries_or_fallbacks_is_wrapped(way, own):
+    plain = Numbered(documents=WORLD, k=4)
+    for inner in (
+        plain.with_config(tags=["mine"]),
+        plain.with_retry(),
+        plain.with_fallbacks([plain]).with_config(tags=["mine"]),
+        RunnableLambda(lambda question: WORLD[:4]),
+    ):
+        retriever = CompMemRetriever.from_retriever(inner, embeddings=Hashed(), k=4)
+        found = retriever.invoke(QUESTION) if way == "invoke" else await retriever.ainvoke(QUESTION)
+        assert len(found) == 4
+        with pytest.raises(ValueError, match="takes no filter"):
+            retriever.invoke(QUESTION, filter={"year": 2024})
+    with pytest.raises(ValueError, match=r"give that as index="):
+        CompMemReasoner.from_retriever(own.with_retry())
 
 
 def test_a_store_of_others_is_still_wrapped():
