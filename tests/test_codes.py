@@ -49,7 +49,7 @@ SHAPED = ("Bolt M12x60 costs 3. Version 2.6.1 is out.", "Sample 0976-B, room D7.
 @pytest.mark.parametrize(
     "question",
     [
-        "What does bolt M14x80 cost?", "Where is D7.33?", "Is SO-88299F paid?", "Does H1N1 spread?",
+        "What does bolt M14x80 cost?", "Where is D7.33?", "Is SO-88299F paid?", "Is SO-77123B paid?",
         "What do M14x80 and M16x80 cost?",
     ],
 )  # fmt: skip
@@ -74,15 +74,6 @@ def test_other_letters_and_numbers_say_nothing(question):
 def test_a_code_within_a_range_is_known():
     assert not only_unknown_codes("Is AB1500X recalled?", ("Recalled are AB1200X to AB1900X.",))
     assert only_unknown_codes("Is AB1500X recalled?", ("Recalled are AB1200X and AB1900X.",))
-
-
-@pytest.mark.parametrize("named", ["max_retry_delay", "setUserRole", "log_format and max_retry_delay"])
-def test_a_name_in_code_that_no_text_has_is_unknown(named):
-    texts = ("max_retry_count: How often it is sent again.", "getUserName() returns the name.")
-    assert only_unknown_codes(f"What does {named} do?", texts)
-    assert not only_unknown_codes(f"What does {named} do?", ("Nothing is set here.",))
-    for known in ("max_retry_count", "get_user_name", f"max_retry_count or {named}"):
-        assert not only_unknown_codes(f"What does {known} do?", texts)
 
 
 def test_a_question_with_very_many_codes_is_not_searched_for():

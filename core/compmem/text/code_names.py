@@ -5,7 +5,7 @@ from typing import Final
 
 _SNAKE: Final = r"_*+[A-Za-z0-9]++(?:_++[A-Za-z0-9]++)++_*+"
 _CAMEL: Final = r"[a-z][a-z0-9]++(?:[A-Z]++[a-z0-9]*+)++|[A-Z][a-z0-9]++(?:[A-Z]++[a-z0-9]*+){2,}+"
-CODE_NAME: Final = re.compile(rf"(?<!\w)(?:{_SNAKE}|{_CAMEL})(?!\w)")
+_CODE_NAME: Final = re.compile(rf"(?<!\w)(?:{_SNAKE}|{_CAMEL})(?!\w)")
 _PART_BORDER: Final = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -14,7 +14,7 @@ def spell_code_names(text: str) -> str:
 
     Names of two parts that both begin with a capital are left: most are of people and firms, such as McDonald.
     """
-    return CODE_NAME.sub(_followed_by_parts, text)
+    return _CODE_NAME.sub(_followed_by_parts, text)
 
 
 def _followed_by_parts(found: re.Match[str]) -> str:

@@ -1,10 +1,8 @@
-"""Codes of things, such as INC-250, M14x80 or max_retry_count. A question may be about one that does not exist."""
+"""Codes of things, such as INC-250 or M14x80. A question may be about one that does not exist."""
 
 import re
 from collections.abc import Iterable, Sequence, Set
 from typing import Final
-
-from compmem.text.code_names import CODE_NAME
 
 _CODE: Final = re.compile(r"(?<![\w-])(?![QH][1-4](?!\d))([A-Z]{1,8})-?0*(\d{1,8})(?![\w-])")
 """Not a quarter or half of a year, which texts often spell out."""
@@ -15,13 +13,11 @@ _BETWEEN: Final = r"[^\d\n]{0,12}0*"
 """What may stand between the letters and the number of a code in a text: "ISO/IEC 27001", "lot no. 17"."""
 
 
-_TOKEN: Final = re.compile(r"(?<![\w./-])[A-Za-z0-9]++(?:[._/-][A-Za-z0-9]++)*+(?![\w-])")
-_MIXED: Final = re.compile(r"[A-Za-z]{1,8}[._/-]?\d{1,8}+(?:[A-Za-z]|[._/-][A-Za-z0-9])[\w./-]{0,40}")
-"""Letters, a number, and letters or another number, such as M14x80, D7.33 and SO-88299F."""
-_NO_CODE: Final = re.compile(r"[a-z]{2}|\ds$")
-"""In other such words: mid-1990s, F-16s."""
-_MIN_CHARS: Final = 4
-_RANGE: Final = re.compile(r" ?(?:to|until|through|bis|-|–|—) ?")
+_MIXED: Final = re.compile(
+    r"(?<![\w./-])(?!V\d)[A-Z]{1,8}-?(?:\d{1,4}x\d{1,4}|\d{1,4}\.\d{1,4}|\d{2,8}[A-Z]{1,3})(?![\w/-]|\.\w)"
+)
+"""Capitals, a number, and another number or capitals: M14x80, D7.33 and SO-88299F; no versions and no formulas."""
+_RANGE: Final = re.compile(r" ?(?:to|until|up to|through|bis|\.\.|-|–|—) ?")
 """What stands between two codes if those between them are meant too."""
 _SEPARATORS: Final = re.compile(r"[\W_]+")
 _DIGIT: Final = re.compile(r"\d")
@@ -31,27 +27,23 @@ _LETTER: Final = re.compile(r"[a-z]")
 def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
     """Whether a question has codes and the texts have none of them, but others that look like each.
 
-    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251, "the price of M14x80" in texts with
-    M12x60, and `log_format` in texts with `log_level`. A code that looks like none in the texts may be written in
-    another way there, and one that looks like the ends of a range may be in it.
+    So "What caused INC-250?" is about nothing in texts about INC-249 and INC-251, and "the price of M14x80" in texts
+    with M12x60. A code that looks like none in the texts may be written in another way there, and one that looks like
+    the ends of a range may be in it.
     """
     texts = list(texts)
-    return any(
-        unknown(question, texts) for unknown in (_only_unknown_numbers, _only_unknown_mixed, _only_unknown_names)
-    )
+    return _only_unknown_numbers(question, texts) or _only_unknown_mixed(question, texts)
 
 
 def _only_unknown_mixed(question: str, texts: Sequence[str]) -> bool:
     """For codes in which letters and numbers take turns; like ones have letters and digits in the same places."""
-    codes = {token for token in _TOKEN.findall(question) if _is_mixed(token)}
+    codes = set(_MIXED.findall(question))
     if not 0 < len(codes) <= _MAX_CODES or _has_one_of(texts, codes):
         return False
     shapes = set[str]()
     for text in texts:
         before = None
-        for found in _TOKEN.finditer(text):
-            if not _is_mixed(found[0]):
-                continue
+        for found in _MIXED.finditer(text):
             if before and _RANGE.fullmatch(text, before.end(), found.start()):
                 return False
             shapes.add(_shape(found[0]))
@@ -59,24 +51,11 @@ def _only_unknown_mixed(question: str, texts: Sequence[str]) -> bool:
     return {_shape(code) for code in codes} <= shapes
 
 
-def _only_unknown_names(question: str, texts: Sequence[str]) -> bool:
-    """For names in code; like ones are all others."""
-    names = set(CODE_NAME.findall(question))
-    if not 0 < len(names) <= _MAX_CODES or _has_one_of(texts, names):
-        return False
-    return any(CODE_NAME.search(text) for text in texts)
-
-
 def _has_one_of(texts: Sequence[str], codes: Set[str]) -> bool:
     """Whether a text has one of the codes, with any signs between its parts."""
     plain = [_SEPARATORS.sub("", code).lower() for code in codes]
     written = (_SEPARATORS.sub("", text).lower() for text in texts)
     return any(code in text for text in written for code in plain)
-
-
-def _is_mixed(token: str) -> bool:
-    plain = len(token) < _MIN_CHARS or token.islower() or _NO_CODE.search(token)
-    return not plain and _MIXED.fullmatch(token) is not None
 
 
 def _shape(code: str) -> str:
