@@ -41,6 +41,7 @@ _REPLIES: Final = frozenset(
     sí gracias hola""".split()
 )
 _NO_NAMES: Final = STOPWORDS | _REFERS | _POINTS | _ASKING | _AND | _ARTICLES | _REPLIES
+_BESIDE_NUMBER: Final = _AND | frozenset("what how about in on for of the im am en le".split())
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _RUN: Final = re.compile(r"[^\W\d_]\w*(?:[ '’-][^\W\d_]\w*|[-./]\d\w*)*")
 _NUMBER: Final = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w-])")
@@ -97,7 +98,8 @@ def _about_another(asked: str, question: str) -> str:
     repeats = {word.lower() for word in words} - own <= {*_words(asked), *_NO_NAMES}
     if len(named) == 1 and not numbers and (len(words) <= _SHORT or repeats):
         return _replaced(asked, named[0], _names(asked))
-    if len(numbers) == 1 and not named and repeats and words[0] not in _ASKING | _VERBS:
+    begun = words[:1] and (words[0] in _AND or words[:2] in _BEGINNINGS)
+    if len(numbers) == 1 and not named and begun and _BESIDE_NUMBER.issuperset(words):
         return _replaced(asked, numbers[0], _NUMBER.findall(asked))
     return ""
 
@@ -117,8 +119,7 @@ def _replaceable(name: str, before: Sequence[str]) -> Sequence[str]:
     if not _WORD.search(name):
         return [other for other in before if _DIGIT.sub("9", other) == _DIGIT.sub("9", name)]
     letters = _DIGIT.sub("", name)
-    alike = [other for other in before if _DIGIT.search(other) and _DIGIT.sub("", other) == letters]
-    return alike or [other for other in before if other.lower() not in DAYS | MONTHS]
+    return [other for other in before if _DIGIT.search(other) and _DIGIT.sub("", other) == letters] or before
 
 
 def _with_names(question: str, names: Sequence[str]) -> str:
