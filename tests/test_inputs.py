@@ -276,8 +276,11 @@ def test_a_record_has_its_small_parts_and_times_as_dates_on_its_line():
     assert json_text(json.dumps([row])) == line
     assert json_text(json.dumps({"messages": [row]})) == f"messages: {line}"
     assert json_text(json.dumps({"a": 1, "user": {"name": "Ann"}})) == "a: 1\n\nuser: name: Ann"  # no record
-    plain = {"real_time": 1714986120, "date": "1714986120", "created": "1714986"}
-    assert json_text(json.dumps([plain])) == "real_time: 1714986120; date: 1714986120; created: 1714986"
+    plain = {"real_time": 1714986120, "date": "1714986120", "created": "1714986", "bytes_sent": 1714986120}
+    assert (
+        json_text(json.dumps([plain]))
+        == "real_time: 1714986120; date: 1714986120; created: 1714986; bytes_sent: 1714986120"
+    )
     deep = {"user": {"name": {"first": "Ann"}}, "many": {str(n): n for n in range(9)}}
     assert json_text(json.dumps([deep])).count("\n\n") == 1
 

@@ -23,7 +23,8 @@ _FIRST_ROWS: Final = 50
 _MAX_PARTS: Final = 8
 """Maximum number of values of an object that is written on the line of the record that it is part of."""
 _TIME_NAME: Final = re.compile(
-    r"(?:.{0,60}[_ ])?(?:ts|timestamp|at|(?:created|updated|modified|sent)(?:_?(?:at|on))?)", re.IGNORECASE
+    r"(?:.{0,60}[_ ])?(?:ts|timestamp|at|(?:created|updated|modified|sent)_?(?:at|on))|created|updated|modified",
+    re.IGNORECASE,
 )
 """Names of points in time; a `time` may also be a duration."""
 _EPOCH: Final = re.compile(r"(1\d{9})(?:\.\d{1,9}|\d{3})?")

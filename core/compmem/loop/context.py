@@ -97,7 +97,7 @@ class QuestionContext:
         if self.candidate_generator is None or not memory.evidence:
             return []
         noted = {root(term) for term in terms(memory.text)}
-        if all(root(term) in noted for term in content_terms(self.analyzer.question)):
+        if all(root(term) in noted for term in content_terms(self.analyzer.question, code_parts=False)):
             return []
         found = rare_identifiers(memory.evidence, self.analyzer)[:MAX_IDENTIFIERS]
         runs = self.candidate_generator.lexical_index.phrases([words(one) for one in found], MAX_SENTENCES)

@@ -104,7 +104,7 @@ class ExtractiveReader:
             return
         weights = self.analyzer.analyze("").weights
         # A word whose stem no block has may still be there in another form: founder, founded.
-        asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question)}
+        asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question, code_parts=False)}
         evidence = without_siblings(self.analyzer.question, memory.evidence, self._outlines)
         yield from quotation(quoted_sentences(asked, evidence, self._outlines), self._outlines)
 

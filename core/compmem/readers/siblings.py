@@ -19,6 +19,9 @@ _COMPARING = frozenset(
 )
 """Words of a question that is about several such sections."""
 
+_GENERAL = frozenset("all basics common everyone everything faq general info information overview rules".split())
+"""Words in the names of sections that hold for the others too."""
+
 
 class _Section(NamedTuple):
     headings: tuple[str, ...]
@@ -51,10 +54,11 @@ def without_siblings(question: str, evidence: Sequence[Evidence], outlines: Outl
     kept = {section: own for section, own in sections.items() if section not in out}
     texts = [f" {name(e.text)} " for own in kept.values() for e in own]
     in_headings = {word for section in kept for heading in section.split for word in heading}
+    asked_roots = {root(word) for word in asked}
     said = {root(word) for word in in_headings.union(*(text.split() for text in texts))}
 
     def is_needed(section: _Section) -> bool:
-        own = {word for e in sections[section] for word in words(e.text)} & asked
+        own = {word for e in sections[section] for word in words(e.text) if root(word) in asked_roots}
         other_names = in_headings.difference(*section.split)
         named = any(f" {name(section.headings[out[section]])} " in text for text in texts)
         return named or any(root(word) not in said or word in other_names for word in own)
@@ -69,5 +73,6 @@ def _sibling_level(one: _Section, other: _Section, asked: set[str]) -> int:
         if mine != yours:
             differing = [(a, b) for a, b in zip(mine, yours, strict=False) if a != b]
             alike = len(mine) == len(yours) > len(differing)
-            return at if alike and all(a in asked and b not in asked for a, b in differing) else -1
+            named = all(a in asked and b not in asked | _GENERAL for a, b in differing)
+            return at if alike and named else -1
     return -1

@@ -105,7 +105,7 @@ class QueryAnalyzer:
 
     def _state(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
-        question_terms = content_terms(self.question)
+        question_terms = content_terms(self.question, code_parts=False)
         own_terms = [(line, content_terms(line)) for line in lines]
         possible = list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
         new = [n for n in possible if n not in self._names]
@@ -139,12 +139,13 @@ class QueryAnalyzer:
         )
 
     def _unknown(self, frequency: Mapping[str, int]) -> list[str]:
-        question_words = [word for word in dict.fromkeys(words(asking(self.question))) if word not in STOPWORDS]
+        asked = dict.fromkeys(words(asking(self.question), code_parts=False))
+        question_words = [word for word in asked if word not in STOPWORDS]
         return [word for word in question_words if not any(frequency.get(term) for term in terms(word))]
 
     def _roots(self, weights: Mapping[str, float]) -> dict[str, float]:
         roots: dict[str, float] = {}
-        for word in words(self.question):
+        for word in words(self.question, code_parts=False):
             if word not in STOPWORDS:
                 weight = max((weights.get(t, 0.0) for t in terms(word)), default=0.0)
                 roots[root(word)] = max(weight, roots.get(root(word), 0.0))

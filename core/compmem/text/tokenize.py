@@ -90,12 +90,16 @@ def _new_fold(run: str) -> str:
 _cached_fold = lru_cache(maxsize=1 << 14)(_new_fold)
 
 
-def words(text: str) -> list[str]:
+def words(text: str, *, code_parts: bool = True) -> list[str]:
     """The folded words of a text, and those that its dates (see `spell_dates`) and names in code consist of.
 
     A run of characters of a script without spaces is one word.
+
+    Args:
+        text: The text.
+        code_parts: With the parts of names in code; without them, a name in a question counts once.
     """
-    return _WORD.findall(spell_dates(fold(spell_code_names(text))))
+    return _WORD.findall(spell_dates(fold(spell_code_names(text) if code_parts else text)))
 
 
 def word_spans(text: str) -> Iterator[tuple[int, int]]:
@@ -124,9 +128,9 @@ def terms_of(parts: Iterable[str]) -> list[str]:
     return out
 
 
-def content_terms(text: str) -> list[str]:
-    """The distinct terms of a text that are not stopwords, in order of first use."""
-    kept = [w for w in words(text) if w not in STOPWORDS]
+def content_terms(text: str, *, code_parts: bool = True) -> list[str]:
+    """The distinct terms of a text that are not stopwords, in order of first use; see `words`."""
+    kept = [w for w in words(text, code_parts=code_parts) if w not in STOPWORDS]
     return list(dict.fromkeys(terms_of(kept)))
 
 
