@@ -135,9 +135,8 @@ def _needed_numbers(
 ) -> list[int]:
     """The numbers of the sentences without which those of a chunk that start here say little.
 
-    `records` are the words of the question that each quoted record has.
     A table without any word of the question is quoted `whole`, or not if this is not the best chunk, or if other chunks
-    have words that this one lacks.
+    have words that this one lacks. `records` has, for each quoted record, the words of the question that are in it.
     """
     needed = set[int]()
     for place, (start, _) in enumerate(chunk.spans):
@@ -180,9 +179,9 @@ def _rows(weights: Mapping[str, float], outline: Outline, place: int, *, whole: 
 def _like_records(
     weights: Mapping[str, float], outline: Outline, place: int, records: Sequence[Set[str]]
 ) -> Iterator[int]:
-    """The records with all words of the question that this one has, unless a quoted one has these and more.
+    """The records like this one with all words of the question that it has, unless a quoted one has these and more.
 
-    None if only names of its fields are in the question.
+    None if the question has only names of its fields.
     """
     record = outline.texts[place]
     fields, own = field_names(record), roots(record) & weights.keys()

@@ -20,7 +20,7 @@ _COMPARING = frozenset(
 """Words of a question that is about several such sections."""
 
 _GENERAL = frozenset("all basics common everyone everything faq general info information overview rules".split())
-"""Words in the names of sections that hold for the others too."""
+"""Words in the names of sections that hold for all."""
 
 
 class _Section(NamedTuple):
@@ -37,12 +37,12 @@ class _Section(NamedTuple):
 
 
 def without_siblings(question: str, evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
-    """The sentences without those of sections that the question does not ask about, but about one named like them.
+    """The sentences without those of sections that the question does not name, where it names another one like them.
 
     Of two titles or headings with equally many words, the second is left out if the question has all words in which
-    the first one differs and none of those of the second. It stays if a sentence of the others has its name, if its own
-    have a word of the question that those of the others lack, or the word in which the first one differs. All stay if
-    the question compares.
+    the first one differs and none of those of the second. It stays if its differing words are general, if a kept
+    sentence has its name, or if its own sentences have a word of the question that the kept sections lack, or one from
+    the name of another section. All stay if the question compares.
     """
     asked = set(words(question)) - STOPWORDS
     sections = dict[_Section, list[Evidence]]()
