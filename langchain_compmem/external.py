@@ -71,6 +71,8 @@ class _Wrapped:
         return self._documents(await _with_k(self.retriever, k).ainvoke(query, **arguments))
 
     def _documents(self, found: Sequence[Document]) -> list[compmem.Document]:
+        if wrong := {type(one).__name__ for one in found if not isinstance(one, Document)}:
+            raise TypeError(f"the retriever must return documents, not {', '.join(sorted(wrong))}")
         return [to_core(document, split=False, metadata_keys=self.metadata_keys) for document in found]
 
 

@@ -272,7 +272,7 @@ class BaseIndex(ABC):
         question, settings = checked_question(question), LoopConfig.complete(config)
         roles = await runner.call(self._roles, settings, models)
         parts = _parts(question, settings, roles)
-        otherwise = without_background(question) if settings.decompose and roles.quotes else question
+        otherwise = without_background(question) if settings.decompose and roles.quotes else ""
         each = settings.replace(writer_blocks=ceil(settings.writer_blocks / len(parts)))
 
         @asynccontextmanager
@@ -286,7 +286,7 @@ class BaseIndex(ABC):
 
         stream = events(
             question, begin, runner,
-            parts=parts, answer_separately=roles.quotes, otherwise=otherwise if otherwise != question else "",
+            parts=parts, answer_separately=roles.quotes, otherwise=otherwise,
             seconds=settings.max_seconds, rounds=settings.rounds,
         )  # fmt: skip
         async with aclosing(stream):

@@ -69,6 +69,13 @@ async def test_a_retriever_with_a_config_retries_or_fallbacks_is_wrapped(way, ow
         CompMemReasoner.from_retriever(own.with_retry())
 
 
+@pytest.mark.parametrize("found", ["text", ["text"]])
+def test_what_returns_no_documents_is_named(found):
+    retriever = CompMemRetriever.from_retriever(RunnableLambda(lambda question: found), embeddings=Hashed())
+    with pytest.raises(TypeError, match="must return documents, not str"):
+        retriever.invoke(QUESTION)
+
+
 def test_a_store_of_others_is_still_wrapped():
     store = InMemoryVectorStore(Hashed())
     store.add_documents(WORLD)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from compmem.retrieval.candidates import RANKED, CandidateGenerator
 from compmem.retrieval.query import QueryAnalyzer
 from compmem.retrieval.ranking import reciprocal_rank_fusion
 from compmem.schema import MemoryBlock, Recall, Vectors, WorkingMemory
-from compmem.text.tokenize import content_terms, root, terms, words
+from compmem.text.tokenize import root, terms, words
 
 MAX_IDENTIFIERS = 4
 """Maximum number of identifiers whose blocks are searched at once."""
@@ -97,9 +98,9 @@ class QuestionContext:
         if self.candidate_generator is None or not memory.evidence:
             return []
         noted = {root(term) for term in terms(memory.text)}
-        if all(root(term) in noted for term in content_terms(self.analyzer.question, code_parts=False)):
+        if all(root(term) in noted for term in self.analyzer.question_terms):
             return []
-        found = rare_identifiers(memory.evidence, self.analyzer)[:MAX_IDENTIFIERS]
+        found = islice(rare_identifiers(memory.evidence, self.analyzer), MAX_IDENTIFIERS)
         runs = self.candidate_generator.lexical_index.phrases([words(one) for one in found], MAX_SENTENCES)
         return list(dict.fromkeys(n for run in runs for n in run))
 

@@ -14,7 +14,7 @@ from compmem.readers.quoting import quoted_sentences
 from compmem.readers.siblings import without_siblings
 from compmem.retrieval.query import QueryAnalyzer, QueryState
 from compmem.schema import Evidence, MemoryBlock, Reading, Usage, Vectors, WorkingMemory
-from compmem.text.tokenize import STOPWORDS, content_terms, heading_over, name, names_of, root, terms, words
+from compmem.text.tokenize import STOPWORDS, heading_over, name, names_of, root, terms, words
 
 MAX_SENTENCES_PER_BLOCK = 3
 """Maximum number of sentences kept from one block."""
@@ -104,7 +104,7 @@ class ExtractiveReader:
             return
         weights = self.analyzer.analyze("").weights
         # A word whose stem no block has may still be there in another form: founder, founded.
-        asked = {root(t): weights.get(t) or 1.0 for t in content_terms(self.analyzer.question, code_parts=False)}
+        asked = {root(t): weights.get(t) or 1.0 for t in self.analyzer.question_terms}
         evidence = without_siblings(self.analyzer.question, memory.evidence, self._outlines)
         yield from quotation(quoted_sentences(asked, evidence, self._outlines), self._outlines)
 

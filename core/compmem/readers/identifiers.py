@@ -42,7 +42,7 @@ def identifiers(text: str) -> set[str]:
     return {found for found in _IDENTIFIER.findall(text) if len(found) in _LENGTHS}
 
 
-def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> list[str]:
+def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> Iterator[str]:
     """The rare identifiers in the sentences with the highest score that are not in the question, first read first.
 
     Left out are labels of values and abbreviations, which have neither a digit nor an underscore.
@@ -52,7 +52,7 @@ def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> l
     found = dict.fromkeys(one for text in texts for one in sorted(identifiers(text) - set(_LABEL.findall(text))))
     asked = identifiers(analyzer.question)
     specific = (one for one in found if one not in asked and ("_" in one or any(c.isdigit() for c in one)))
-    return [one for one in specific if analyzer.rarity(one) >= MIN_RARITY]
+    return (one for one in specific if analyzer.rarity(one) >= MIN_RARITY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,13 @@ class IdentifierLinks:
             return
         self._chunk_ids.add(chunk.id)
         for span in chunk.spans:
-            if number := _NUMBERED.match(chunk.text, *span):
-                self._numbered.setdefault((chunk.document_id, number[1]), []).append(Evidence.of(chunk, span))
-        for span in chunk.spans:
+            number, found = _NUMBERED.match(chunk.text, *span), identifiers(chunk.text[slice(*span)])
+            if not (number or found):
+                continue
             evidence = Evidence.of(chunk, span)
-            for identifier in identifiers(evidence.text):
+            if number:
+                self._numbered.setdefault((chunk.document_id, number[1]), []).append(evidence)
+            for identifier in found:
                 self._sentences.setdefault(identifier, []).append(evidence)
             self._labels.update(set(_LABEL.findall(evidence.text)))
 

@@ -79,7 +79,7 @@ def _ids_of_equal_titles(shown: Sequence[_Quoted]) -> dict[str, str]:
     found = dict[str, str]()
     for title, ids in documents.items():
         if title and len(ids) > 1 and not any(_OPAQUE.match(one) for one in ids):
-            names = {one: re.split(r"[/\\]", one)[-1] for one in ids}
+            names = {one: one.replace("\\", "/").rpartition("/")[2] for one in ids}
             found |= names if len(set(names.values())) == len(ids) else {one: one[-_MAX_ID_CHARS:] for one in ids}
     return found
 

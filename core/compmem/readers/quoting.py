@@ -184,13 +184,13 @@ def _like_records(
     None if the question has only names of its fields.
     """
     record = outline.texts[place]
-    fields, own = field_names(record), roots(record) & weights.keys()
-    asked = len(fields) > 1 and not weights.keys().isdisjoint(roots(" ".join(field_values(record))))
-    if asked and not any(own < more for more in records):
-        like = (
-            n for n, text in enumerate(outline.texts) if own <= roots(text) and _are_alike(fields, field_names(text))
-        )
-        yield from islice(like, MAX_LIST_ITEMS)
+    fields = field_names(record)
+    if len(fields) < 2 or weights.keys().isdisjoint(roots(" ".join(field_values(record)))):
+        return
+    own = roots(record) & weights.keys()
+    if not any(own < more for more in records):
+        alike = (n for n, text in enumerate(outline.texts) if _are_alike(fields, field_names(text)))
+        yield from islice((n for n in alike if own <= roots(outline.texts[n])), MAX_LIST_ITEMS)
 
 
 def _are_alike(fields: Sequence[str], others: Sequence[str]) -> bool:

@@ -51,6 +51,8 @@ def without_siblings(question: str, evidence: Sequence[Evidence], outlines: Outl
     if not 1 < len(sections) <= MAX_SECTIONS or not _COMPARING.isdisjoint(words(question)):
         return list(evidence)
     out = {other: at for one, other in permutations(sections, 2) if (at := _sibling_level(one, other, asked)) >= 0}
+    if not out:
+        return list(evidence)
     kept = {section: own for section, own in sections.items() if section not in out}
     texts = [f" {name(e.text)} " for own in kept.values() for e in own]
     in_headings = {word for section in kept for heading in section.split for word in heading}

@@ -86,6 +86,11 @@ class QueryAnalyzer:
     _states: dict[str, QueryState] = field(default_factory=dict)
     _capitalised: dict[str, dict[str, Mention]] = field(default_factory=dict)
 
+    @property
+    def question_terms(self) -> list[str]:
+        """The distinct terms of the question that are no stopwords; a name in code counts once, without its parts."""
+        return content_terms(self.question, code_parts=False)
+
     def analyze(self, memory: str) -> QueryState:
         """The analysed question and working memory, shared by the first stage, the gate and the reader."""
         if memory not in self._states:
@@ -105,7 +110,7 @@ class QueryAnalyzer:
 
     def _state(self, memory: str) -> QueryState:
         lines = [line for line in memory.split("\n") if line.strip()][-LINES:]
-        question_terms = content_terms(self.question, code_parts=False)
+        question_terms = self.question_terms
         own_terms = [(line, content_terms(line)) for line in lines]
         possible = list(dict.fromkeys(n for text in (self.question, *lines) for n in possible_names(text)))
         new = [n for n in possible if n not in self._names]

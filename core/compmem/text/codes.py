@@ -31,13 +31,15 @@ def only_unknown_codes(question: str, texts: Iterable[str]) -> bool:
     with M12x60. A code that looks like none in the texts may be written in another way there, and one that looks like
     the ends of a range may be in it.
     """
+    numbered, mixed = set(_CODE.findall(question)), set(_MIXED.findall(question))
+    if not (numbered or mixed):
+        return False
     texts = list(texts)
-    return _only_unknown_numbers(question, texts) or _only_unknown_mixed(question, texts)
+    return _only_unknown_numbered(numbered, texts) or _only_unknown_mixed(mixed, texts)
 
 
-def _only_unknown_mixed(question: str, texts: Sequence[str]) -> bool:
+def _only_unknown_mixed(codes: Set[str], texts: Sequence[str]) -> bool:
     """For codes in which letters and numbers take turns; like ones have letters and digits in the same places."""
-    codes = set(_MIXED.findall(question))
     if not 0 < len(codes) <= _MAX_CODES or _has_one_of(texts, codes):
         return False
     shapes = set[str]()
@@ -62,9 +64,8 @@ def _shape(code: str) -> str:
     return _LETTER.sub("a", _DIGIT.sub("9", code.lower()))
 
 
-def _only_unknown_numbers(question: str, texts: Sequence[str]) -> bool:
+def _only_unknown_numbered(codes: Set[tuple[str, str]], texts: Sequence[str]) -> bool:
     """For codes of capitals and a number; like ones have the same letters."""
-    codes = set(_CODE.findall(question))
     if not 0 < len(codes) <= _MAX_CODES:
         return False
     written = "|".join(rf"{letters}{_BETWEEN}{number}(?!\d)" for letters, number in sorted(codes))

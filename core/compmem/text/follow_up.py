@@ -107,7 +107,7 @@ def _about_another(asked: str, question: str) -> str:
 def _replaced(asked: str, name: str, before: Sequence[str]) -> str:
     """The question asked for this name; empty if it is not clear instead of which one."""
     alike = _replaceable(name, before)
-    pattern = re.compile(rf"(?<=[^\w]){re.escape(alike[0])}(?!\w)") if len(alike) == 1 else None
+    pattern = re.compile(rf"(?<=\W){re.escape(alike[0])}(?!\w)") if len(alike) == 1 else None
     return pattern.sub(lambda _: name, asked) if pattern and pattern.search(asked) else ""
 
 

@@ -61,11 +61,14 @@ def question_parts(question: str) -> list[str]:
 
 
 def without_background(text: str) -> str:
-    """The sentences that ask, without those around them; the text if they need these, or these have a number."""
+    """The sentences that ask, without those around them; empty if there are no others, or they may be needed.
+
+    They may be if the questions do not say what they are about, or the others have a number.
+    """
     found = _BETWEEN_SENTENCES.split(text)
     asked = " ".join(sentence for sentence in found if sentence.endswith("?"))
     numbered = any(map(str.isdigit, "".join(sentence for sentence in found if not sentence.endswith("?"))))
-    return asked if asked and not numbered and _stands_alone(asked) else text
+    return asked if asked != text and not numbered and _stands_alone(asked) else ""
 
 
 def _sentences(text: str) -> Iterator[str]:
