@@ -120,3 +120,19 @@ def test_no_sentence_ends_inside_code_or_at_an_abbreviation_of_spanish_and_frenc
     assert [text[a:b] for a, b in sentences(text)] == [
         "Run `make all. Then stop` first.", "Ask the Sra. Ruiz, Tél. 4, or Mme. Roy.", "Go.",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The best passages come back, also if few of them are relevant to it;\nothers score below that.",
+        "A model reads every part of the\ntext in which the term is used; without one, the answer is quoted;\nboth are slow.",
+    ],
+)
+def test_wrapped_prose_with_a_semicolon_at_the_end_of_a_line_is_not_cut(text):
+    assert split(text) == [text]
+
+
+def test_lines_of_code_with_a_semicolon_stand_for_themselves():
+    lines = ["int size = compute_size(self, weight, bias, stride, padding);", "return size;", "SELECT a FROM b;"]
+    assert split("\n".join(lines)) == lines

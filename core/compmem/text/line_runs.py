@@ -25,9 +25,13 @@ STARTERS = frozenset(
 _BULLET = re.compile(r"\s*(?:[-*+•‣◦–·]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[①-⑳])\s+\S")
 _CODE_LINE = re.compile(
     r"\s*+(?:>>>|\.\.\. |\$ |```|~~~|@\w|(?:async )?def \w+\(|class \w+\b.*[:)]\s*$"
-    r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$|.*[;{}]\s*+$"
+    r"|import [\w.]+(?:\s|$)|from [\w.]+ import |[\w.]+\([^()]*\)\s*+(?:->.*)?:?\s*+$"
     r"|[\w.\[\]]+ [-+*/|&]?= \S)"
 )
+_CODE_ENDS = (";", "{", "}")
+_PROSE_WORDS = 6
+_PROSE_SHARE = 0.7
+"""A line that ends as code is prose if it has so many words, and if this share of what stands between blanks are."""
 _BOLD_LINE = re.compile(r"\s{0,8}\*\*[^*]++\*\*\s*$")
 _PIPED = re.compile(r"\s*+\|.*\|\s*$")
 """A row of a Markdown table."""
@@ -98,6 +102,15 @@ def is_separated(line: str) -> bool:
     return sum(1 for _ in islice(_SEPARATOR.finditer(line), _MIN_SEPARATORS)) == _MIN_SEPARATORS
 
 
+def _ends_as_code(line: str) -> bool:
+    """Whether a line ends with a mark that ends a line of code, and is no prose."""
+    if not line.endswith(_CODE_ENDS):
+        return False
+    parts = line.split()
+    count = sum(part.strip("(.:;)").isalpha() for part in parts)
+    return count < _PROSE_WORDS or count < _PROSE_SHARE * len(parts)
+
+
 class _Line:
     """A line that is not blank, and what its own characters say about it."""
 
@@ -108,7 +121,7 @@ class _Line:
         self.indent = len(line) - len(line.lstrip())
         self.is_table_row = _PIPED.match(line) is not None
         self.stands_apart = self.is_table_row or any(
-            (_CODE_LINE.match(line), ATX.match(line.rstrip()), RULE.match(line.rstrip()), _BOLD_LINE.match(line))
+            (_CODE_LINE.match(line), _ends_as_code(words), ATX.match(line.rstrip()), RULE.match(line.rstrip()), _BOLD_LINE.match(line))
         )
         """A table row, a line of code, a heading, a rule or a bold line."""
         self.is_item = _BULLET.match(line) is not None
