@@ -32,6 +32,11 @@ DOCUMENT_KEY = "compmem_document_id"
 """Metadata key of the whole document's id, in a part of a longer document."""
 START_KEY = "compmem_start_index"
 """Metadata key of the offset in the whole document, in a part of a longer document."""
+TWO_FILTERS = (
+    "a filter is set already, and the filters of another store cannot be combined: set one, or give one with each "
+    "question"
+)
+"""The message of an error."""
 ADDED_KEYS = frozenset({SCORE_KEY, CITED_KEY, TITLE_KEY, DOCUMENT_KEY, START_KEY})
 """Metadata keys that are added to results and never stored."""
 
@@ -127,12 +132,14 @@ def combine_filters(index: "compmem.BaseIndex", bound: Filter | None, given: Fil
         return given if bound is None else bound
     if not isinstance(index, compmem.ExternalIndex):
         return [bound, given]
-    if isinstance(given, Mapping | list | tuple) and not given:
+    if is_empty_filter(given):
         return bound
-    raise ValueError(
-        "a filter is set already, and the filters of another store cannot be combined: set one, or give one with "
-        "each question"
-    )
+    raise ValueError(TWO_FILTERS)
+
+
+def is_empty_filter(given: Filter | None) -> bool:
+    """Whether a filter admits everything."""
+    return isinstance(given, Mapping | list | tuple) and not given
 
 
 def as_documents(items: Iterable[Document]) -> list[Document]:

@@ -8,13 +8,14 @@ from typing import Any, TypeAlias
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableWithFallbacks
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 import compmem
 from compmem.config import DEFAULT_CANDIDATES
-from langchain_compmem.documents import EmbeddingsEncoder, to_core
+from langchain_compmem.documents import TWO_FILTERS, EmbeddingsEncoder, is_empty_filter, to_core
+from langchain_compmem.wrappers import innermost, layers, with_changed
 
 _Retrieving: TypeAlias = Runnable[str, list[Document]]
 Wrappable: TypeAlias = _Retrieving | VectorStore
@@ -38,17 +39,18 @@ def external_index(
 
     Raises:
         ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
-            below 1.
+            below 1, or metadata_keys is a string.
     """
+    if isinstance(metadata_keys, str):
+        raise ValueError(f"metadata_keys must be a list of keys, such as [{metadata_keys!r}]")
     if not isinstance(retriever, Runnable | VectorStore):
         raise ValueError(f"retriever must be a BaseRetriever or a VectorStore, not {type(retriever).__name__}")
-    inner = _unwrapped(retriever)
-    store = inner.vectorstore if isinstance(inner, VectorStoreRetriever) else inner
-    if isinstance(getattr(store, "index", None), compmem.BaseIndex):
+    inner = [one.vectorstore if isinstance(one, VectorStoreRetriever) else one for one in innermost(retriever)]
+    if any(isinstance(getattr(store, "index", None), compmem.BaseIndex) for store in inner):
         raise ValueError("retriever has an index of CompMem already: give that as index=, and its filter as filter=")
     options: dict[str, Any] = {} if embeddings is None else {"encoder": EmbeddingsEncoder(embeddings)}
 
-    wrapped = _Wrapped(retriever, metadata_keys)
+    wrapped = _Wrapped(retriever, tuple(metadata_keys))
     return compmem.ExternalIndex(wrapped.retrieve, aretrieve=wrapped.aretrieve, candidates=candidates, **options)
 
 
@@ -76,22 +78,15 @@ class _Wrapped:
         return [to_core(document, split=False, metadata_keys=self.metadata_keys) for document in found]
 
 
-def _unwrapped(retriever: Wrappable) -> Any:
-    """The retriever without a config, retries and fallbacks."""
-    while isinstance(retriever, RunnableBindingBase | RunnableWithFallbacks):
-        retriever = retriever.bound if isinstance(retriever, RunnableBindingBase) else retriever.runnable
-    return retriever
-
-
 def _with_k(retriever: _Retrieving, k: int) -> _Retrieving:
     """A copy with this number of results, if the retriever has a field for it."""
-    if isinstance(retriever, BaseRetriever) and "k" in type(retriever).model_fields:
-        return retriever.model_copy(update={"k": k})
-    return retriever
 
+    def change(inner: Any) -> Any:
+        has_k = isinstance(inner, BaseRetriever) and "k" in type(inner).model_fields
+        return inner.model_copy(update={"k": k}) if has_k else inner
 
-def _takes_nothing() -> None:
-    """Stands for the method of a runnable that is no retriever."""
+    changed: _Retrieving = with_changed(retriever, change)
+    return changed
 
 
 def _filter(filter: Any) -> dict[str, Any]:
@@ -102,12 +97,34 @@ def _arguments(retriever: _Retrieving, k: int, filter: Any) -> dict[str, Any]:
     """The arguments of the retriever besides the query.
 
     Raises:
-        ValueError: There is a filter, and the retriever would ignore it.
+        ValueError: There is a filter, and the retriever would ignore it or has one that it would replace.
     """
-    if isinstance(retriever, VectorStoreRetriever):
-        return {"k": k, **_filter(filter)}
-    takes = getattr(_unwrapped(retriever), "_get_relevant_documents", _takes_nothing)
-    taken = inspect.signature(takes).parameters.values()
-    if filter is not None and not any(p.name == "filter" or p.kind is p.VAR_KEYWORD for p in taken):
-        raise ValueError(f"{type(retriever).__name__} takes no filter with a question: set one when it is made")
-    return _filter(filter)
+    inner, has_filter = innermost(retriever), any(map(_has_filter, layers(retriever)))
+    filter = None if has_filter and is_empty_filter(filter) else filter
+    if filter is not None:
+        refusing = (one for one in inner if not isinstance(one, VectorStoreRetriever) and not _takes_filter(one))
+        if (one := next(refusing, None)) is not None:
+            raise ValueError(f"{type(one).__name__} takes no filter with a question: set one when it is made")
+        if has_filter:
+            raise ValueError(TWO_FILTERS)
+    takes_k = all(isinstance(one, VectorStoreRetriever) for one in inner)
+    return {"k": k, **_filter(filter)} if takes_k else _filter(filter)
+
+
+def _takes_filter(retriever: Any) -> bool:
+    """Whether a retriever takes a filter with a question; a runnable that is no retriever does not."""
+    method = getattr(retriever, "_get_relevant_documents", None)
+    taken = inspect.signature(method).parameters.values() if method else ()
+    return any(p.name == "filter" or p.kind is p.VAR_KEYWORD for p in taken)
+
+
+def _has_filter(layer: Any) -> bool:
+    """Whether a filter was set when this was made."""
+    match layer:
+        case RunnableBindingBase():
+            return layer.kwargs.get("filter") is not None
+        case VectorStoreRetriever():
+            return layer.search_kwargs.get("filter") is not None
+        case BaseRetriever():
+            return getattr(layer, "filter", None) is not None
+    return False

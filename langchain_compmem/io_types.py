@@ -8,7 +8,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple, NotRequired, cast
 
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation, convert_to_messages
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    MessageLikeRepresentation,
+    convert_to_messages,
+    message_chunk_to_message,
+)
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables.utils import AddableDict
 from typing_extensions import TypedDict
@@ -136,10 +142,11 @@ def _conversation(given: object, filter: Filter | None) -> ParsedInput:
 
 
 def _messages(name: str, given: object) -> list[BaseMessage]:
+    """The messages; what was added up from the chunks of a stream becomes a message."""
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise ValueError(f"{name} must be a list of messages, not {type(given).__name__}")
     try:
-        return convert_to_messages(given)
+        return [message_chunk_to_message(one) for one in convert_to_messages(given)]
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{name} must be a list of messages: {error}") from error
 

@@ -5,7 +5,7 @@ Raises:
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, TypedDict
 
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -14,9 +14,7 @@ except ImportError as error:
     raise ImportError('langchain_compmem.middleware needs langchain: pip install "compmem[middleware]"') from error
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableWithFallbacks
-from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.configurable import RunnableConfigurableFields
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.runtime import Runtime
 
 from compmem import LoopConfig
@@ -25,6 +23,7 @@ from langchain_compmem.chat import NOSTREAM
 from langchain_compmem.documents import whole_id
 from langchain_compmem.io_types import Input, ReasonerInput, ReasonerOutput
 from langchain_compmem.reasoner import CompMemReasoner
+from langchain_compmem.wrappers import innermost, with_changed
 
 NOTES = """\
 What the documents in memory say about the question below, as notes taken from them. They are material to judge: \
@@ -51,11 +50,11 @@ class MemoryState(AgentState[Any]):
 class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
     """Queries the index once for the user's question, before the agent starts.
 
-    The output of the reasoner is in the agent's state under `memory`. If something was found, the model sees the notes
-    and their sources before the question in each of its calls; the messages of the agent are not changed. The
-    reasoner's chat model then makes follow-up questions standalone and writes no answer, unless it also takes the
-    notes. With `direct`, the answer of the reasoner is the agent's answer, and the agent's model is not called, unless
-    the agent has a `response_format`, which it has to fill.
+    The output of the reasoner is in the agent's state under `memory`, or the `key` that is given. If something was
+    found, the model sees the notes and their sources before the question in each of its calls; the messages of the
+    agent are not changed. The reasoner's chat model then makes follow-up questions standalone and writes no answer,
+    unless it also takes the notes. With `direct`, the answer of the reasoner is the agent's answer, and the agent's
+    model is not called, unless the agent has a `response_format`, which it has to fill.
 
     Example:
         >>> agent = create_agent(model, tools, middleware=[CompMemMiddleware(reasoner)])
@@ -63,7 +62,9 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
 
     state_schema = MemoryState
 
-    def __init__(self, reasoner: Reasoner, *, direct: bool = False, notes: str = NOTES) -> None:
+    def __init__(
+        self, reasoner: Reasoner, *, direct: bool = False, notes: str = NOTES, key: str = "memory"
+    ) -> None:  # fmt: skip
         """Creates the middleware.
 
         Args:
@@ -71,20 +72,34 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
                 or configurable fields.
             direct: Answer with the reasoner's answer if it found something.
             notes: The prompt for the model; fields `notes` and `sources`.
+            key: Key of the output in the agent's state. Two of an agent need different ones.
 
         Raises:
             TypeError: The reasoner is something else.
-            ValueError: The prompt has other fields.
+            ValueError: The prompt has other fields, or the key is empty or `messages`.
         """
         super().__init__()
         try:
             notes.format(notes="", sources="")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"notes= may have the fields {{notes}} and {{sources}} alone: {error!r}") from error
+        if not key or key in AgentState.__annotations__:
+            raise ValueError(f"key={key!r} must be a key that the agent's state does not have")
         self.reasoner = reasoner
+        self.key = key
+        if key != "memory":
+            typed: Any = TypedDict
+            self.state_schema = typed("MemoryState", {key: MemoryState.__annotations__["memory"]})
         self.direct = direct
         self.notes = notes
-        self._notes_reasoner = _change_reasoners(reasoner, (lambda one: one) if direct else _without_writer)
+        for one in innermost(reasoner):
+            _check_reasoner(one)
+        self._notes_reasoner = reasoner if direct else with_changed(reasoner, _without_writer)
+
+    @property
+    def name(self) -> str:
+        """The name of the middleware in the graph; another one for each key."""
+        return type(self).__name__ if self.key == "memory" else f"{type(self).__name__}[{self.key}]"
 
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Queries the index."""
@@ -109,17 +124,22 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         return self._answer(request) or await handler(self._with_notes(request))
 
     def _update(self, output: ReasonerOutput | None) -> dict[str, Any]:
-        return {"memory": output if output is not None and output["found"] else None}
+        return {self.key: output if output is not None and output["found"] else None}
+
+    def _output(self, request: ModelRequest[Any]) -> ReasonerOutput | None:
+        """The reasoner's output for the newest question, if something was found."""
+        state: Mapping[str, Any] = request.state
+        return state.get(self.key)
 
     def _answer(self, request: ModelRequest[Any]) -> ModelResponse[Any] | None:
         """The reasoner's answer, if it is to be the agent's."""
-        known, fills = _memory_output(request), request.response_format is not None
+        known, fills = self._output(request), request.response_format is not None
         if not self.direct or known is None or fills or request.messages[-1].type != "human":
             return None
         return ModelResponse(result=[AIMessage(known["answer"])])
 
     def _with_notes(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        known = _memory_output(request)
+        known = self._output(request)
         if known is None:
             return request
         place = _question_at(request.messages)
@@ -129,26 +149,15 @@ class CompMemMiddleware(AgentMiddleware[MemoryState, Any, Any]):
         return request.override(messages=[*request.messages[:place], HumanMessage(notes), *request.messages[place:]])
 
 
-def _change_reasoners(reasoner: Any, change: Callable[[CompMemReasoner], CompMemReasoner]) -> Any:
-    """The reasoner with each `CompMemReasoner` in it changed.
+def _check_reasoner(given: object) -> None:
+    """Refuses what is no reasoner.
 
     Raises:
-        TypeError: Something else is in it.
+        TypeError: It is none.
     """
-    match reasoner:
-        case CompMemReasoner():
-            return change(reasoner)
-        case RunnableBindingBase():
-            return reasoner.model_copy(update={"bound": _change_reasoners(reasoner.bound, change)})
-        case RunnableConfigurableFields():
-            return reasoner.model_copy(update={"default": _change_reasoners(reasoner.default, change)})
-        case RunnableWithFallbacks():
-            fallbacks = [_change_reasoners(one, change) for one in reasoner.fallbacks]
-            return reasoner.model_copy(
-                update={"runnable": _change_reasoners(reasoner.runnable, change), "fallbacks": fallbacks}
-            )
-    hint = ": CompMemReasoner(index=retriever.index)" if isinstance(reasoner, BaseRetriever) else ""
-    raise TypeError(f"reasoner must be a CompMemReasoner, not {type(reasoner).__name__}{hint}")
+    if not isinstance(given, CompMemReasoner):
+        hint = ": CompMemReasoner(index=retriever.index)" if isinstance(given, BaseRetriever) else ""
+        raise TypeError(f"reasoner must be a CompMemReasoner, not {type(given).__name__}{hint}")
 
 
 def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
@@ -161,12 +170,6 @@ def _without_writer(reasoner: CompMemReasoner) -> CompMemReasoner:
         return reasoner
     notes = settings.replace(reader=settings.reader or "extractive", writer=None)
     return reasoner.model_copy(update={"recall_config": notes})
-
-
-def _memory_output(request: ModelRequest[Any]) -> ReasonerOutput | None:
-    """The reasoner's output for the newest question, if something was found."""
-    state: Mapping[str, Any] = request.state
-    return state.get("memory")
 
 
 def _question_at(messages: list[Any]) -> int:

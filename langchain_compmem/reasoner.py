@@ -41,7 +41,7 @@ from langchain_compmem.io_types import (
     parse,
 )
 from langchain_compmem.retriever import refuse
-from langchain_compmem.tool import check_asked
+from langchain_compmem.tool import errors_for_agent
 from langchain_compmem.tracing import AsyncTracingReader, QuestionTrace, TracingReader
 
 
@@ -227,7 +227,7 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
         """A tool for agents: its content is the answer with sources, its artifact the whole output.
 
         Sources have their numbers in the output's `context`; if the answer cites any, only those are named.
-        To a blank question it replies with a message that has the status `error`.
+        To a blank question or a wrong filter it replies with a message that has the status `error`.
 
         Args:
             args_schema: Arguments from the agent: `question`, and other keys of `ReasonerInput`. None: the question
@@ -247,13 +247,13 @@ class CompMemReasoner(RunnableSerializable[Input, ReasonerOutput]):
 
         # the tool's run is in the context, so it is the parent
         def ask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
-            check_asked(question)
-            output = self.invoke(cast("Input", {"question": question, **others}))
+            with errors_for_agent(question):
+                output = self.invoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
         async def aask(question: Any, **others: Any) -> tuple[str, ReasonerOutput]:
-            check_asked(question)
-            output = await self.ainvoke(cast("Input", {"question": question, **others}))
+            with errors_for_agent(question):
+                output = await self.ainvoke(cast("Input", {"question": question, **others}))
             return format_tool_output(output), output
 
         return StructuredTool.from_function(

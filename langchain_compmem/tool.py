@@ -1,5 +1,8 @@
 """The retriever as a tool of an agent."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from langchain_core.documents import Document
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
@@ -18,8 +21,8 @@ def recall_tool(
     """A tool that gives an agent the retriever's results as compact numbered text; its artifact is the documents.
 
     In a trace, the retriever runs under the tool. Numbers stay the same in all calls of one tool, so an answer may cite
-    them. Make one tool for each conversation. A blank query is not searched for: the agent gets a message with the
-    status `error`, and may ask again.
+    them. Make one tool for each conversation. A query that is blank or too long is not searched for: the agent gets a
+    message with the status `error`, and may ask again.
 
     Args:
         retriever: The retriever, with its own `k` and `filter`.
@@ -40,14 +43,14 @@ def recall_tool(
         return text, [documents[recall.chunk.id] for recall in shown]
 
     def search(query: str) -> tuple[str, list[Document]]:  # the tool's run is in the context, so it is the parent
-        check_asked(query)
         recalls = list["compmem.Recall"]()
-        return listed(recalls, retriever.invoke(query, k=listing.wanted(retriever.k), recalls=recalls))
+        with errors_for_agent(query):
+            return listed(recalls, retriever.invoke(query, k=listing.wanted(retriever.k), recalls=recalls))
 
     async def asearch(query: str) -> tuple[str, list[Document]]:
-        check_asked(query)
         recalls = list["compmem.Recall"]()
-        return listed(recalls, await retriever.ainvoke(query, k=listing.wanted(retriever.k), recalls=recalls))
+        with errors_for_agent(query):
+            return listed(recalls, await retriever.ainvoke(query, k=listing.wanted(retriever.k), recalls=recalls))
 
     return StructuredTool.from_function(
         search,
@@ -59,11 +62,17 @@ def recall_tool(
     )
 
 
-def check_asked(question: object) -> None:
-    """Refuses a blank question of an agent.
+@contextmanager
+def errors_for_agent(question: object) -> Iterator[None]:
+    """Wraps the search for an agent's question.
 
     Raises:
-        ToolException: It is blank; a tool with `handle_tool_error` tells the agent so.
+        ToolException: The question is blank, or an argument is refused; a tool with `handle_tool_error` tells the agent
+            so.
     """
     if isinstance(question, str) and not question.strip():
         raise ToolException(BLANK)
+    try:
+        yield
+    except ValueError as error:
+        raise ToolException(str(error)) from error

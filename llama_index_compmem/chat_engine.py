@@ -127,7 +127,7 @@ class CompMemChatEngine(BaseChatEngine):
         response = await self._engine.with_streaming(True).aquery(question)
         assert isinstance(response, AsyncStreamingResponse)
         streamed = StreamingAgentChatResponse(
-            achat_stream=self._arecorded(message, aresponse_gen_from_query_engine(response.response_gen)),
+            achat_stream=self._arecord_message(message, aresponse_gen_from_query_engine(response.response_gen)),
             sources=[_output(question, response)],
             source_nodes=response.source_nodes,
         )
@@ -166,7 +166,7 @@ class CompMemChatEngine(BaseChatEngine):
         yield from stream
         self._memory.put(ChatMessage(role=MessageRole.USER, content=message))
 
-    async def _arecorded(self, message: str, stream: Any) -> AsyncGenerator[ChatResponse, None]:
+    async def _arecord_message(self, message: str, stream: Any) -> AsyncGenerator[ChatResponse, None]:
         async for response in stream:
             yield response
         await self._memory.aput(ChatMessage(role=MessageRole.USER, content=message))

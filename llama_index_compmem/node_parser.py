@@ -8,7 +8,8 @@ from llama_index.core.constants import DEFAULT_CHUNK_SIZE
 from llama_index.core.node_parser import NodeParser, SentenceSplitter
 from llama_index.core.node_parser.node_utils import build_nodes_from_splits, default_id_func
 from llama_index.core.node_parser.text.sentence import SENTENCE_CHUNK_OVERLAP
-from llama_index.core.schema import BaseNode, MetadataMode, RelatedNodeInfo, TransformComponent
+from llama_index.core.schema import BaseNode, MetadataMode, RelatedNodeInfo, TextNode, TransformComponent
+from llama_index.core.schema import Document as LlamaDocument
 from pydantic import PrivateAttr
 
 import compmem
@@ -52,11 +53,25 @@ class CompMemNodeParser(NodeParser):
     def _parse_nodes(self, nodes: Sequence[BaseNode], show_progress: bool = False, **kwargs: Any) -> list[BaseNode]:
         return [cut for node in nodes for cut in self._cut(node)]
 
+    def _postprocess_parsed_nodes(
+        self, nodes: list[BaseNode], parent_doc_map: dict[str, LlamaDocument]
+    ) -> list[BaseNode]:  # fmt: skip
+        """The nodes with relations and metadata; each keeps its offsets, for which the framework searches again."""
+        texts = [node for node in nodes if isinstance(node, TextNode)]
+        places = [(node.start_char_idx, node.end_char_idx) for node in texts]
+        made = super()._postprocess_parsed_nodes(nodes, parent_doc_map)
+        for node, (start, end) in zip(texts, places, strict=True):
+            node.start_char_idx, node.end_char_idx = start, end
+        return made
+
     def _cut(self, node: BaseNode) -> list[BaseNode]:
         document = compmem.Document(text=node.get_content(metadata_mode=MetadataMode.NONE))
         chunks = [chunk for chunk in self._memory.split(document) if chunk.text.strip()]
         made: list[BaseNode] = [*build_nodes_from_splits([c.text.strip() for c in chunks], node, id_func=self.id_func)]
         for cut, chunk in zip(made, chunks, strict=True):
+            if isinstance(cut, TextNode):
+                cut.start_char_idx = chunk.start + len(chunk.text) - len(chunk.text.lstrip())
+                cut.end_char_idx = cut.start_char_idx + len(cut.text)
             if chunk.headings:
                 cut.metadata[HEADER_PATH_KEY] = " > ".join(chunk.headings)
         return made

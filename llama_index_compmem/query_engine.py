@@ -213,14 +213,14 @@ class CompMemQueryEngine(BaseQueryEngine):
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         """`retrieve` for an event loop."""
-        return await self._aprocessed(await self._retriever.aretrieve(query_bundle), query_bundle)
+        return await self._apostprocess(await self._retriever.aretrieve(query_bundle), query_bundle)
 
     def _postprocess(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         for postprocessor in self._node_postprocessors:
             nodes = postprocessor.postprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
 
-    async def _aprocessed(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
+    async def _apostprocess(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> list[NodeWithScore]:
         for postprocessor in self._node_postprocessors:
             nodes = await postprocessor.apostprocess_nodes(nodes, query_bundle=query_bundle)
         return nodes
@@ -273,7 +273,7 @@ class CompMemQueryEngine(BaseQueryEngine):
             if self._answers_from_retrieved:
                 found = await self._retriever.aretrieve(query_bundle)
                 scores = scores_by_id(found)
-                nodes = self._above_threshold(await self._aprocessed(found, query_bundle), scores)
+                nodes = self._above_threshold(await self._apostprocess(found, query_bundle), scores)
                 response = await self.asynthesize(query_bundle, nodes)
             else:
                 builder = ResponseBuilder(query_bundle, self.callback_manager)
@@ -338,7 +338,7 @@ class CompMemQueryEngine(BaseQueryEngine):
     ) -> RESPONSE_TYPE:
         events = memory.astream(builder.question, config, filter=filter, wrap=builder.watched, chat=chat)
         with builder.tracing():
-            pieces = builder.apieces(await builder.agather(events), events)
+            pieces = builder.apieces(await builder.arun_loop(events), events)
             if self.streaming:
                 return builder.finish(AsyncStreamingResponse(pieces, builder.nodes, builder.metadata))
             async for _ in pieces:

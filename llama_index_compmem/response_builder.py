@@ -53,7 +53,7 @@ class ResponseBuilder:
     Args:
         query: The question.
         callbacks: Legacy callbacks.
-        given: The sources, if the caller chose them.
+        source_nodes: The sources, if the caller chose them.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class ResponseBuilder:
                 self._step(event)
         raise AssertionError("an answer ends with the answer")
 
-    async def agather(self, events: AsyncGenerator[Event, None]) -> Event:
-        """`gather` for an event loop."""
+    async def arun_loop(self, events: AsyncGenerator[Event, None]) -> Event:
+        """`run_loop` for an event loop."""
         with framework_errors():
             async for event in events:
                 if not isinstance(event, Step):

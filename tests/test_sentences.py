@@ -126,7 +126,7 @@ def test_no_sentence_ends_inside_code_or_at_an_abbreviation_of_spanish_and_frenc
     "text",
     [
         "The best passages come back, also if few of them are relevant to it;\nothers score below that.",
-        "A model reads every part of the\ntext in which the term is used; without one, the answer is quoted;\nboth are slow.",
+        "A model reads each part of the\ntext in which it is used; without one, the answer is quoted;\nboth are slow.",
     ],
 )
 def test_wrapped_prose_with_a_semicolon_at_the_end_of_a_line_is_not_cut(text):

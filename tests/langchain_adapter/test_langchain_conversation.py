@@ -5,7 +5,14 @@ from typing import Annotated, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    HumanMessageChunk,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
@@ -192,3 +199,15 @@ async def test_the_condense_prompt_shows_once_in_a_trace(reasoner, profile, way)
         _ = asking.invoke(asked, config) if way == "invoke" else await asking.ainvoke(asked, config)
         assert [run for _, run, _ in recorder.tree()].count(name) == 1
     assert len(made) == (1 if profile is None else 2), "the tokens of the prompt are counted only for a known window"
+
+
+@pytest.mark.parametrize("form", ["history", "messages"])
+async def test_messages_added_up_from_a_stream_are_part_of_a_conversation(reasoner, form):
+    streamed = AIMessageChunk("Bolt was founded ") + AIMessageChunk("by Ann Lee.")
+    history = [HumanMessageChunk("Who founded Bolt?"), streamed]
+    asked = (
+        {"question": FOLLOW_UP, "chat_history": history}
+        if form == "history"
+        else [*history, HumanMessageChunk(FOLLOW_UP)]
+    )
+    assert ANSWER in reasoner.invoke(asked)["answer"]

@@ -82,3 +82,56 @@ def test_a_store_of_others_is_still_wrapped():
     for given in (store, store.as_retriever()):
         assert CompMemRetriever.from_retriever(given, embeddings=Hashed()).invoke(QUESTION)
     assert EmbeddingsEncoder(Hashed()).encode(["a"]).shape == HashingEncoder().encode(["a"]).shape
+
+
+class Store(InMemoryVectorStore):
+    """Remembers what it was asked for; its filters are equal values."""
+
+    def __init__(self):
+        super().__init__(Hashed())
+        self.asked = []
+
+    def similarity_search(self, query, k=4, filter=None, **kwargs):
+        self.asked.append((k, filter))
+        admits = None if filter is None else lambda found: filter.items() <= found.metadata.items()
+        return super().similarity_search(query, k=k, filter=admits, **kwargs)
+
+
+WRAPS = {
+    "plain": lambda one: one,
+    "config": lambda one: one.with_config(tags=["mine"]),
+    "retries": lambda one: one.with_retry(),
+    "fallbacks": lambda one: one.with_fallbacks([one]).with_config(tags=["mine"]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_number_of_candidates_reaches_what_is_wrapped(wrap):
+    store = Store()
+    store.add_documents(WORLD)
+    fields = {"embeddings": Hashed(), "candidates": 30}
+    CompMemRetriever.from_retriever(WRAPS[wrap](store.as_retriever()), **fields).invoke(QUESTION)
+    assert store.asked[0] == (30, None) and min(k for k, _ in store.asked) > 4
+    assert len(CompMemRetriever.from_retriever(WRAPS[wrap](Numbered(documents=WORLD)), **fields).invoke(QUESTION)) == 4
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_question_does_not_replace_the_filter_of_what_is_wrapped(wrap):
+    store = Store()
+    store.add_documents([Document(text, metadata={"tenant": text[0]}) for text in ("a rents it.", "b rents it.")])
+    bound = {"tenant": "a"}
+    for inner in (
+        WRAPS[wrap](store.as_retriever(search_kwargs={"filter": bound})),
+        WRAPS[wrap](store.as_retriever().bind(filter=bound)),
+    ):
+        reasoner = CompMemReasoner.from_retriever(inner, embeddings=Hashed())
+        with pytest.raises(ValueError, match="a filter is set already"):
+            reasoner.invoke({"question": "Who rents it?", "filter": {"n": 3}})
+        for filter in (None, {}):
+            found = reasoner.invoke({"question": "Who rents it?", "filter": filter})
+            assert {document.metadata["tenant"] for document in found["context"]} == {"a"}
+
+
+def test_metadata_keys_are_no_string():
+    with pytest.raises(ValueError, match=r"such as \['author'\]"):
+        CompMemReasoner.from_retriever(Numbered(documents=WORLD), metadata_keys="author")

@@ -5,6 +5,7 @@ import sys
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
@@ -182,3 +183,27 @@ def test_the_arguments_are_checked_at_once(reasoner):
     for notes in ("Use {context}", "Use {}", "Use {notes"):
         with pytest.raises(ValueError, match=r"fields \{notes\} and \{sources\} alone"):
             CompMemMiddleware(reasoner, notes=notes)
+    for key in ("", "messages"):
+        with pytest.raises(ValueError, match="must be a key"):
+            CompMemMiddleware(reasoner, key=key)
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_an_agent_takes_notes_from_two_indexes(reasoner, tmp_path, way):
+    with make_index(tmp_path / "places") as index:
+        CompMemRetriever(index=index).upsert([Document(id="mayor", page_content="The mayor of Tarnhill is Ida Holt.")])
+        both = [CompMemMiddleware(reasoner), CompMemMiddleware(CompMemReasoner(index=index), key="places")]
+        model = ScriptedChat(replies=["Ida Holt.", "No."])
+        agent = create_agent(model, [], middleware=both, checkpointer=InMemorySaver())
+        thread = {"configurable": {"thread_id": "1"}}
+
+        async def ask(text):
+            asked = {"messages": [HumanMessage(text)]}
+            return agent.invoke(asked, thread) if way == "invoke" else await agent.ainvoke(asked, thread)
+
+        state = await ask("Where was Elena Marsh born, and who is the mayor of Tarnhill?")
+        first, second, _ = model.asked[0]
+        assert "born in Tarnhill" in first.content and "Ida Holt" in second.content
+        assert [d.id for d in state["places"]["context"]] == ["mayor"] and state["memory"]["found"]
+        state = await ask("Who is the mayor of Tarnhill?")
+        assert state["places"]["found"]

@@ -194,3 +194,22 @@ def test_a_schema_for_the_answering_tool_has_known_arguments(retriever):
     for schema in (Misnamed, Unknown):
         with pytest.raises(ValueError, match=r"must have 'question', .* \['chat_history', 'filter', 'question'\]"):
             reasoner.as_tool(schema)
+
+
+class _Filtered(BaseModel):
+    question: str
+    filter: dict[str, object] | None = None
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_refused_argument_does_not_end_an_agent(retriever, way):
+    asking = CompMemReasoner(index=retriever.index).as_tool(name="ask", args_schema=_Filtered)
+    finding = recall_tool(retriever, name="find")
+    arguments = {"ask": {"question": QUESTION, "filter": {"year": {"~": 1}}}, "find": {"query": "x" * 200_000}}
+    calls = [AIMessage("", tool_calls=[{"name": n, "args": args, "id": n}]) for n, args in arguments.items()]
+    agent = create_agent(ScriptedChat(replies=[*calls, "I do not know."]), [asking, finding])
+    asked = {"messages": [HumanMessage("Where?")]}
+    state = agent.invoke(asked) if way == "invoke" else await agent.ainvoke(asked)
+    filtered, long = (message for message in state["messages"] if message.type == "tool")
+    assert "unknown filter operator" in filtered.content and "characters" in long.content
+    assert filtered.status == long.status == "error"

@@ -1,5 +1,7 @@
 """What plain LlamaIndex takes is taken or refused plainly: filters, options, nested engines, empty questions."""
 
+from itertools import pairwise
+
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -283,6 +285,15 @@ def test_a_pipelines_cache_keeps_parsers_of_different_sizes_apart():
         counts.append(len(pipeline.run(documents=[document])))
     assert counts[0] == counts[2] < counts[1]
     assert parser(32).to_dict() == parser(32).to_dict() != parser(256).to_dict()
+
+
+def test_offsets_of_nodes_are_right_where_a_text_repeats_itself():
+    text = "  " + "The mill is old. " * 300
+    config = IndexConfig(chunk_tokens=64, encoder=HashingEncoder())
+    nodes = CompMemNodeParser(MemoryIndex.create(config=config)).get_nodes_from_documents([Document(text=text)])
+    places = [(node.start_char_idx, node.end_char_idx) for node in nodes]
+    assert [text[start:end] for start, end in places] == [node.text for node in nodes]
+    assert all(end <= start for (_, end), (start, _) in pairwise(places)) and len(nodes) > 2
 
 
 def test_a_store_returns_the_ids_of_what_it_keeps():

@@ -121,7 +121,13 @@ class _Line:
         self.indent = len(line) - len(line.lstrip())
         self.is_table_row = _PIPED.match(line) is not None
         self.stands_apart = self.is_table_row or any(
-            (_CODE_LINE.match(line), _ends_as_code(words), ATX.match(line.rstrip()), RULE.match(line.rstrip()), _BOLD_LINE.match(line))
+            (
+                _CODE_LINE.match(line),
+                _ends_as_code(words),
+                ATX.match(line.rstrip()),
+                RULE.match(line.rstrip()),
+                _BOLD_LINE.match(line),
+            )
         )
         """A table row, a line of code, a heading, a rule or a bold line."""
         self.is_item = _BULLET.match(line) is not None
