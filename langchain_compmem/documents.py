@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator
 
 import compmem
+from compmem.errors import CorruptStoreError
 from compmem.metadata import to_json_value
 
 Filter = Any
@@ -39,6 +40,7 @@ TWO_FILTERS = (
 """The message of an error."""
 ADDED_KEYS = frozenset({SCORE_KEY, CITED_KEY, TITLE_KEY, DOCUMENT_KEY, START_KEY})
 """Metadata keys that are added to results and never stored."""
+_SETTINGS_KEY = "langchain documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,32 @@ def as_documents(items: Iterable[Document]) -> list[Document]:
         name = type(others[0]).__name__
         raise TypeError(f"there must be a list of Documents, not of {name}: Document(page_content=...) makes one")
     return documents
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """How documents become those of an index; stored with it, so that later documents are treated alike."""
+
+    split: bool = True
+    metadata_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, index: "compmem.MemoryIndex") -> "StorageSettings | None":
+        """Those of an index; None if no documents were added.
+
+        Raises:
+            CorruptStoreError: Something else is stored.
+        """
+        match index.store.get_meta(_SETTINGS_KEY):
+            case None:
+                return None
+            case {"split": bool(split), "metadata_keys": [*keys]} if all(isinstance(key, str) for key in keys):
+                return cls(split, tuple(map(str, keys)))
+        raise CorruptStoreError(f"the index has a wrong value of {_SETTINGS_KEY!r}")
+
+    def store(self, index: "compmem.MemoryIndex") -> None:
+        """Stores them with the index."""
+        index.store.put_meta(_SETTINGS_KEY, {"split": self.split, "metadata_keys": list(self.metadata_keys)})
 
 
 def to_core(document: Document, *, split: bool, metadata_keys: Sequence[str] = ()) -> compmem.Document:

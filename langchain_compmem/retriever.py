@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,7 @@ from langchain_compmem.documents import (
     EmbeddingsEncoder,
     Filter,
     Index,
+    StorageSettings,
     as_documents,
     check_metadata,
     combine_filters,
@@ -70,12 +72,13 @@ class CompMemRetriever(DocumentIndex):
     """Documents with a lower score are left out, so there may be fewer than `k`."""
     method: RecallMethod = "loop"
     """The loop, or one pass: `"gate"`, `"hybrid"`, `"dense"` or `"bm25"`, as in `MemoryIndex.search`."""
-    split: bool = True
+    split: bool | None = None
     """Whether `upsert` splits documents into chunks of `IndexConfig.chunk_tokens`; shorter documents, such as those
-    from a text splitter, stay unchanged. False: each document is one chunk."""
-    metadata_keys: Sequence[str] = ()
-    """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text. It is not stored
-    with the index, so give the same ones when you open it again to write to it."""
+    from a text splitter, stay unchanged. False: each document is one chunk. None: as the first documents of the index
+    were, else true."""
+    metadata_keys: Sequence[str] | None = None
+    """Metadata that questions may ask about, such as `author`: `upsert` adds it to the searched text. None: the keys of
+    the first documents of the index, else none."""
     recall_config: InstanceOf[RecallConfig] | None = None
     """Settings of the loop: steps, seconds. None: the defaults. Its `threshold` decides what the loop reads, not what
     is returned: for that, use `min_score`."""
@@ -152,7 +155,7 @@ class CompMemRetriever(DocumentIndex):
             ValueError: It is neither a retriever nor a vector store, or one of an index of CompMem; or candidates is
                 below 1.
         """
-        keys = fields.get("metadata_keys", ())
+        keys = fields.get("metadata_keys") or ()
         index = external_index(retriever, embeddings=embeddings, candidates=candidates, metadata_keys=keys)
         return cls(index=index, **fields)
 
@@ -183,27 +186,30 @@ class CompMemRetriever(DocumentIndex):
         if blank:
             logger.warning("%d document(s) without text were not stored, the first is %r", len(blank), blank[0])
         kept = [item for item in items if item.page_content.strip()]
-        changed = [
-            to_core(item, split=self.split, metadata_keys=self.metadata_keys)
-            for item in kept
-            if not is_stored(self.own, item)
-        ]
-        self._warn_of_lost_context(changed)
-        self.own.add(list({d.id: d for d in changed}.values()), show_progress=show_progress)
+        changed = [item for item in kept if not is_stored(self.own, item)]
+        if changed:
+            self._store(changed, show_progress=show_progress)
         return UpsertResponse(succeeded=[id_of(item) for item in kept], failed=blank)
 
-    def _warn_of_lost_context(self, documents: Sequence[compmem.Document]) -> None:
-        """Warns if stored documents would no longer be found by the metadata that was searched with them."""
-        if self.metadata_keys:
-            return
-        lost = [d.id for d in documents if (stored := self.own.get(d.id)) is not None and stored.context]
-        if lost:
+    def _store(self, items: Sequence[Document], *, show_progress: bool) -> None:
+        """Stores documents as the fields say, or as those before them; warns if other metadata will be searched."""
+        before = StorageSettings.of(self.own)
+        first = before or StorageSettings()
+        settings = StorageSettings(
+            split=first.split if self.split is None else self.split,
+            metadata_keys=first.metadata_keys if self.metadata_keys is None else tuple(self.metadata_keys),
+        )
+        documents = [to_core(item, **asdict(settings)) for item in items]
+        if before is None:
+            settings.store(self.own)
+        elif settings.metadata_keys != before.metadata_keys:
             logger.warning(
-                "%d document(s) are no longer searched by their metadata, the first is %r: give the retriever the "
-                "metadata_keys= that they were stored with",
-                len(lost),
-                lost[0],
+                "%d document(s) are stored with metadata_keys=%r, but the first of this index with %r",
+                len(items),
+                list(settings.metadata_keys),
+                list(before.metadata_keys),
             )
+        self.own.add(list({d.id: d for d in documents}.values()), show_progress=show_progress)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
         """Deletes documents; unknown ids are ignored.

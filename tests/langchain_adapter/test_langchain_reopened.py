@@ -6,7 +6,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
-from compmem import IndexConfig
+from compmem import CorruptStoreError, IndexConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore
 from tests.frameworks_langchain import QUESTION, WORLD, HashingEncoder, make_index
 
@@ -56,15 +56,42 @@ def test_a_vector_store_keeps_each_document_whole(tmp_path):
         assert made.count_chunks(["report"]) == {"report": 1}
 
 
-def test_lost_metadata_keys_are_warned_of(tmp_path, caplog):
+@pytest.mark.parametrize("fields", [{"metadata_keys": ["author"]}, {"split": False}, {}])
+def test_later_documents_are_stored_as_the_first_ones(tmp_path, caplog, fields):
+    made = CompMemRetriever.from_documents([REPORT, *WORLD], path=tmp_path / "index", **fields)
+    before, text = stored(made.index), REPORT.page_content
+    made.index.close()
+    with caplog.at_level(logging.WARNING, "langchain_compmem"), CompMemRetriever.open(tmp_path / "index").own as index:
+        CompMemVectorStore(index).add_documents([Document(id="note", page_content=text)])
+        assert index.count_chunks(["note"]) == {"note": 1}, "a vector store keeps each document whole"
+        again = CompMemRetriever(index=index)
+        again.upsert([REPORT, *WORLD, REPORT.model_copy(update={"id": "copy"})])
+        assert stored(index).items() >= before.items()
+        assert index.count_chunks(["copy"])["copy"] == index.count_chunks(["report"])["report"]
+        assert (
+            index.get("copy").context
+            == index.get("report").context
+            == ("author: Bianca Rossi" if "metadata_keys" in fields else "")
+        )
+        assert caplog.text == ""
+
+
+def test_other_metadata_keys_than_before_are_warned_of(tmp_path, caplog):
     with make_index(tmp_path / "index") as made:
         CompMemRetriever(index=made, metadata_keys=["author"]).upsert([REPORT, *WORLD])
         with caplog.at_level(logging.WARNING, "langchain_compmem"):
-            CompMemRetriever(index=made, metadata_keys=["author"]).upsert([REPORT, *WORLD])
-            assert caplog.text == ""
-            CompMemRetriever(index=made).upsert([REPORT, *WORLD])
+            CompMemRetriever(index=made, metadata_keys=["year"]).upsert([REPORT])
         (record,) = caplog.records
-        assert "1 document(s)" in record.message and "'report'" in record.message and "metadata_keys=" in record.message
+        assert "1 document(s)" in record.message and "['year']" in record.message and "['author']" in record.message
+
+
+@pytest.mark.parametrize("value", [[], {"split": 1, "metadata_keys": []}, {"split": True, "metadata_keys": [1]}])
+def test_wrong_settings_of_an_index_are_refused(tmp_path, value):
+    with make_index(tmp_path / "index") as made:
+        CompMemRetriever(index=made).upsert(WORLD)
+        made.store.put_meta("langchain documents", value)
+        with pytest.raises(CorruptStoreError, match="wrong value"):
+            CompMemRetriever(index=made).upsert([REPORT])
 
 
 def test_an_index_with_embeddings_is_opened_again(tmp_path):
