@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from compmem.cli.formats import parse
 from compmem.cli.inputs import documents, files, path_id
-from compmem.cli.record_text import csv_text, json_text
+from compmem.cli.record_text import json_text
 from compmem.cli.text_decoding import UnreadableError, decode
 
 
@@ -260,31 +259,6 @@ def test_a_folder_without_files_is_named(tmp_path):
     assert read(tmp_path) == ([], [f"{tmp_path}: contains no file to read"])
 
 
-def test_the_header_of_a_table_is_found_below_its_title():
-    assert csv_text("Prices, May\n\nItem;Net;Gross\nBolt;1,5;2\nNut;0,5;1\n") == (
-        "Prices, May\n\nItem: Bolt; Net: 1,5; Gross: 2\n\nItem: Nut; Net: 0,5; Gross: 1"
-    )
-    assert csv_text("sep=|\nItem|Net\nBolt, long|1\n") == "Item: Bolt, long; Net: 1"
-    assert csv_text("Item,,Net\nBolt,x,1\nNut,y,2\n") == "Item: Bolt; x; Net: 1\n\nItem: Nut; y; Net: 2"
-    assert csv_text("Note\n1\n2\n") == "Note: 1\n\nNote: 2"
-    assert csv_text("\n") == "\n"
-
-
-def test_a_record_has_its_small_parts_and_times_as_dates_on_its_line():
-    row = {"ts": "1714986120.000200", "user": {"name": "Ann", "id": 7}, "seen_at": 1714986120123, "size": 1714986120}
-    line = "ts: 2024-05-06 09:02:00; user name: Ann; user id: 7; seen_at: 2024-05-06 09:02:00; size: 1714986120"
-    assert json_text(json.dumps([row])) == line
-    assert json_text(json.dumps({"messages": [row]})) == f"messages: {line}"
-    assert json_text(json.dumps({"a": 1, "user": {"name": "Ann"}})) == "a: 1\n\nuser: name: Ann"  # no record
-    plain = {"real_time": 1714986120, "date": "1714986120", "created": "1714986", "bytes_sent": 1714986120}
-    assert (
-        json_text(json.dumps([plain]))
-        == "real_time: 1714986120; date: 1714986120; created: 1714986; bytes_sent: 1714986120"
-    )
-    deep = {"user": {"name": {"first": "Ann"}}, "many": {str(n): n for n in range(9)}}
-    assert json_text(json.dumps([deep])).count("\n\n") == 1
-
-
 def test_a_markdown_file_about_several_things_is_not_named_by_the_first(tmp_path):
     (tmp_path / "fleet.md").write_text("# Ferry Aurora\n\nFast.\n\n```sh\n# a comment\n```\n\n# Ferry Fjord\n\nSlow.\n")
     (tmp_path / "one.md").write_text("Ferry Aurora\n===\n\nFast.\n\n```sh\n# a comment\n```\n\n## Speed\n\nSlow.\n")
@@ -294,27 +268,6 @@ def test_a_markdown_file_about_several_things_is_not_named_by_the_first(tmp_path
     assert [d.title for d in read(tmp_path)[0]] == [
         "Boiler manual", "fleet", "Boiler", "Ferry Aurora", "Speed"
     ]  # fmt: skip
-
-
-def test_tables_and_json_name_every_value():
-    assert csv_text('Name;Born\n"Finch; Dora";Leeds\n;\nBob;"a\nb"\n') == (
-        "Name: Finch; Dora; Born: Leeds\n\nName: Bob; Born: a b"
-    )
-    assert csv_text("a\tb\n1\t2\t3\n") == "a: 1; b: 2; 3"
-    assert csv_text("only a line") == "only a line"
-    value = {
-        "company": "Acme",
-        "open": True,
-        "none": None,
-        "tenants": [{"name": "Bob", "year": 2020}],
-        "tags": ["x", 1],
-    }
-    assert json_text(json.dumps(value)) == "company: Acme; open: true\n\ntenants: name: Bob; year: 2020\n\ntags: x, 1"
-    for text in ("// a comment\n{}", "[" * 100_000):
-        assert json_text(text) == text
-    long = "n" * 20_000
-    assert len(csv_text(long + "\n" + "1\n" * 20_000)) < 70 * 20_000
-    assert len(json_text(json.dumps({long: [[1]] * 10_000}))) < 70 * 10_000
 
 
 def test_a_word_document_keeps_its_title_and_table():
@@ -345,15 +298,6 @@ def test_a_word_document_with_entities_is_refused(encoding):
     part = f'{declared}<w:document xmlns:w="w"><w:body>&a;</w:body></w:document>'.encode(encoding)
     with pytest.raises(UnreadableError, match="a part has a document type definition"):
         parse("docx", docx("", **{"word/styles.xml": part}), "a.docx")
-
-
-def test_the_time_for_a_table_grows_with_its_size():
-    def seconds(n):
-        began = time.process_time()
-        csv_text("a," * n + "\n" + "x\n" * n)
-        return time.process_time() - began
-
-    assert min(seconds(40_000) for _ in range(3)) < 40 * max(seconds(4000), 0.002)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
