@@ -354,13 +354,13 @@ def lines(*objects):
 
 def test_other_fields_of_a_line_with_a_text_are_metadata():
     found = lines(
-        {"ts": "2024-06-03T09:01", "user": "lena", "text": "yes", "path": "x", "metadata": {"user": "Lena", "n": 1}},
+        {"ts": "2024-06-03T09:01", "user": "len", "text": "yes", "path": "x", "metadata": {"user": "L", "format": "y"}},
         {"ts": "2024-06-03T09:02", "user": "raj", "text": "yes", "tags": ["a", {"b": 1}]},
         {"ts": "2024-06-03T09:02", "user": "raj", "text": "yes", "id": 7},
     )
     file = {"path": "-", "format": "jsonl"}
     assert [d.text for d in found] == ["yes"] * 3
-    assert found[0].metadata == {"ts": "2024-06-03T09:01", "user": "Lena", "n": 1, **file}
+    assert found[0].metadata == {"ts": "2024-06-03T09:01", "user": "L", **file}
     assert found[1].metadata == {"ts": "2024-06-03T09:02", "user": "raj", "tags": ["a", {"b": 1}], **file}
     assert found[2].id == "7"
     assert len({d.id for d in found}) == 3, "what differs in other fields is another document"
