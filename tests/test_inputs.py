@@ -192,6 +192,14 @@ def test_text_of_other_encodings_is_read_as_what_it_most_likely_is(caplog):
     assert decode("Größe".encode("utf-16-le"), "x") == decode("Größe".encode("utf-16-be"), "x") == "Größe"
     page = '<meta charset="windows-1251"><h1>Москва</h1>'
     assert decode(page.encode("cp1251"), "x", html=True) == page
+    for quote in "'\"":
+        declared = f"<?xml version={quote}1.0{quote} encoding={quote}windows-1251{quote}?><h1>Москва</h1>"
+        assert decode(declared.encode("cp1251"), "x.xml") == declared
+        assert decode(declared.encode("cp1251"), "x", html=True) == declared
+        assert decode(declared.encode(), "x") == declared
+    for unknown in ("windows-9999", "iso-8859-12"):
+        page = f'<meta charset="{unknown}"><h1>Größe</h1>'
+        assert decode(page.encode("cp1252"), "x", html=True) == page
     with pytest.raises(UnreadableError, match="binary"):
         decode(b"GIF89a\x01\x00", "x")
 
