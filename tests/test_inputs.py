@@ -278,6 +278,19 @@ def test_a_markdown_file_about_several_things_is_not_named_by_the_first(tmp_path
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("text", "title"), [
+    ("---\nlayout: post\ntags: [a, b]\n---\n\n# Install the pump\n", "Install the pump"),
+    ("---\ndate: 2024-01-01\n---\n\nAbout pumps.\n", ""),
+    ("---\n# a comment\ntitle: Pumps\n---\n# Later\n", "Pumps"),
+    ("---\n# Pumps\n---\nThey are old.\n", "Pumps"),
+    ("```\n~~~\n# none\n```\n# Pumps\n", "Pumps"),
+    ("````\n```\n# none\n```\n````\n# Pumps\n", "Pumps"),
+    ("```\ncode\n```\n---\n# Pumps\n", "Pumps"),
+])  # fmt: skip
+def test_the_title_of_a_markdown_file_is_neither_front_matter_nor_code(text, title):
+    assert parse("md", text.encode(), "a.md").title == title
+
+
 def test_a_word_document_keeps_its_title_and_table():
     def paragraph(text, style=""):
         named = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
