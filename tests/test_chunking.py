@@ -240,6 +240,14 @@ def test_headings(text, headings):
     assert cut(text, 64)[0].headings == headings
 
 
+@pytest.mark.parametrize("code", [
+    "````\n```\n# none\n```\n# none\n````", "```\n~~~\n# none\n```", "~~~ a\n~~~ b\n# none\n~~~~ ",
+    "```code```", "```\ncode\n\n```\nno\n```\ncode\n```",
+])  # fmt: skip
+def test_a_block_of_code_ends_with_the_marks_that_it_begins_with(code):
+    assert cut(f"{code}\n\n## A\n\n{paragraph(40)}")[-1].headings == ("A",)
+
+
 def test_a_chunk_keeps_the_innermost_headings():
     classes = "".join(f"{' ' * depth}class N{depth}:\n\n" for depth in range(60))
     chunks = cut(classes + paragraph(400), 64)

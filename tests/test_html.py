@@ -80,6 +80,16 @@ def test_html_without_title_takes_the_first_heading_and_any_encoding():
         assert parse("html", page.encode(encoding), "a.html")[0] == page.partition("<h1>")[2].removesuffix("</h1>")
 
 
+@pytest.mark.parametrize(("page", "title", "text"), [
+    ("<h1>Kiln<br>of Ana</h1>", "Kiln of Ana", "# Kiln\nof Ana\n"),
+    ("<h1><div>Kiln</div><div>of Ana</div></h1>", "Kiln of Ana", "# Kiln\n\nof Ana\n"),
+    ("<h1>Fees</h1><fieldset><legend>Kiln</legend>Paid</fieldset>", "Fees", "# Fees\n\nKiln\n\nPaid\n"),
+    ("<center>Kiln</center><center>Ana</center>", "", "Kiln\n\nAna\n"),
+])  # fmt: skip
+def test_words_of_a_page_are_apart_where_a_line_ends(page, title, text):
+    assert page_text(page) == (title, text)
+
+
 def test_html_that_is_not_shown_or_moves_about_the_site_is_left_out():
     page = """<body><nav>Home</nav><div role="navigation">Up</div><p hidden>old<p>Rent <span style="color: red;
     DISPLAY : None">secret</span>is due.<ul><li hidden="">x<li>May</ul><aside>Ads</aside>

@@ -44,7 +44,7 @@ def test_an_e_mail_that_would_take_long_to_parse_is_refused():
         parse("eml", nested(300, 40_000), "a.eml")
     with pytest.raises(UnreadableError, match="the types of the e-mail's parts have more than 100,000 characters"):
         parse("eml", parts(12, "application/x; " + "a=b;" * 2400), "a.eml")
-    assert parse("eml", nested(5, 9), "a.eml")[1] == "a\n" * 8 + "a"
+    assert parse("eml", nested(300, 9), "a.eml")[1] == "a\n" * 8 + "a"
     assert parse("eml", parts(500, "application/x"), "a.eml")[1] == "Ana."
 
 
@@ -76,6 +76,48 @@ def test_heads_of_an_e_mail_that_are_no_address_or_date_stay_as_they_are():
     odd = headed(From="=?utf-8?q?A=00=ED=A0=80?= <a@x.example>", Subject="=?utf-8?q?=ED=A0=80=00?=")
     assert "\0" not in odd.title + json.dumps(odd.metadata, ensure_ascii=False) + odd.context
     assert (odd.title + odd.context).encode()
+
+
+@pytest.mark.parametrize("damaged", ["<", "Ana <", "a@", "a@[1.2.3", "a@[\n ", "(" * 9000])
+def test_an_e_mail_with_a_damaged_address_is_read(damaged):
+    found = headed(From=damaged, Cc=damaged)
+    assert (found.text, found.metadata) == ("Ana buys it.", {"from": damaged.strip(), "cc": [damaged.strip()]})
+
+
+def mixed(kind, *parts):
+    """An e-mail of parts, each a type and a text."""
+    each = "".join(f"--B\nContent-Type: {inner}\n\n{text}\n" for inner, text in parts)
+    return f"Content-Type: multipart/{kind}; boundary=B\n\n{each}--B--\n".encode()
+
+
+PICTURE = "image/png\nContent-Disposition: inline", "x"
+NOTE = "text/plain\nContent-Disposition: attachment", "A note."
+
+
+@pytest.mark.parametrize(("data", "text"), [
+    (mixed("alternative", ("text/plain", " "), ("text/html", "<p>Paid.</p>")), "Paid."),
+    (mixed("alternative", ("text/html", "<p>Paid.</p>"), ("text/plain", "Sent.")), "Sent."),
+    (mixed("related", ("text/html", "<p>Paid.</p>"), PICTURE, ("text/plain", "A note.")), "Paid."),
+    (mixed("mixed", ("text/plain", "Paid."), PICTURE, ("text/html", "<p>Sent.</p>"), NOTE), "Paid.\n\nSent."),
+    (mixed("mixed", ("text/plain", "Paid."), ("text/plain", "\0é")), "Paid."),
+    (b"Subject: Kiln\n\n\x01Paid.", "\x01Paid."),
+    (b"Content-Type: text/plain; *\n\nPaid.", "Paid."),
+    (b"Content-Disposition: attachment; *\nSubject: Kiln\nTo: Ana\n\nPaid.", "To: Ana"),
+])  # fmt: skip
+def test_the_parts_of_an_e_mail_that_are_its_text_are_read(data, text):
+    assert parse("eml", data, "a.eml").text == text
+
+
+@pytest.mark.parametrize(("kind", "body"), [
+    ("text/plain", "Größe".encode()),
+    ("text/plain; charset=us-ascii", "Größe".encode()),
+    ("text/plain; charset=none", "Größe".encode()),
+    ("text/plain; charset=idna", "Größe".encode()),
+    ("text/plain; charset=iso-8859-1", "Größe".encode("latin-1")),
+    ("text/html", '<meta charset="iso-8859-15">Größe'.encode("latin-1")),
+])  # fmt: skip
+def test_an_e_mail_is_read_in_its_encoding(kind, body):
+    assert parse("eml", f"Content-Type: {kind}\n\n".encode() + body, "a.eml").text == "Größe"
 
 
 def test_many_recipients_are_shortened_in_the_context_only():

@@ -23,11 +23,11 @@ def contents(data, **about):
     return b"<<%s/Length %d>>stream\n%s\nendstream" % (told, len(data), data)
 
 
-def page_of(text, *forms, pages=1):
+def page_of(text, *forms, pages=1, box=b"/MediaBox[0 0 300 300]"):
     """A PDF with these contents of every page; they may call the first form by the name X, and each form the next."""
     kids = b" ".join(b"%d 0 R" % (5 + n) for n in range(pages))
     resources = [b"<</Font<</F 4 0 R>>/XObject<</X %d 0 R>>>>" % (5 + pages + n) for n in range(len(forms) + 1)]
-    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 300 300]/Contents 3 0 R/Resources%s>>" % resources[0]
+    page = b"<</Type/Page/Parent 2 0 R%s/Contents 3 0 R/Resources%s>>" % (box, resources[0])
     return pdf_of(
         b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count %d/Kids[%s]>>" % (pages, kids), contents(text),
         b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>", *[page] * pages,
@@ -110,6 +110,19 @@ def test_lines_of_a_pdf_that_are_out_of_the_page_are_left_out():
     lines = [(10, 400, "Printed beside the page")] + [(10, 200 - 12 * n, line) for n, line in enumerate(PROSE)]
     text = parse("pdf", page_of(set_text(*lines, (10, 150, "The end."))), "a.pdf")[1]
     assert text == "\n".join(PROSE) + "\n\nThe end."
+
+
+@pytest.mark.parametrize(("box", "x", "above", "below"), [
+    ("/MediaBox[0 0 600 300]/CropBox[300 0 600 300]", 320, 280, 20),
+    ("/MediaBox[1000 1000 1300 1300]", 1020, 1280, 1020),
+    ("/MediaBox[-150 -150 150 150]", -130, 130, -130),
+    ("/MediaBox[0 0 200 400]/Rotate 90", 20, 380, 20),
+])  # fmt: skip
+def test_a_pdf_is_read_within_the_borders_of_its_pages_wherever_they_are(box, x, above, below):
+    places = (x, above, "Above"), (x, below, "Below"), (x - 100, (above + below) / 2, "Beside")
+    words = "".join(f"BT /F 9 Tf {left} {height} Td ({word}) Tj ET " for left, height, word in places)
+    text = parse("pdf", page_of(words.encode(), box=box.encode()), "a.pdf")[1]
+    assert sorted(text.split()) == ["Above", "Below"]
 
 
 def plain(*pages):

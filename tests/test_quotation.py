@@ -65,6 +65,9 @@ def test_code_is_quoted_whole_as_it_stands():
     code = "```python\nimport mill\n\nwheel = mill.turn(\n    speed=3,\n)\n```"
     page = of_document("Mill", f"Use it in Python:\n\n{code}\n\nIt rains.\n")
     assert written("How do I use it in Python?", page) == f"Use it in Python:\n{code}"
+    nested = "````\n```\nmill = 3\n```\n````"
+    page = of_document("Mill", f"Use it in Markdown:\n\n{nested}\n\nIt rains.\n")
+    assert written("How do I use it in Markdown?", page) == f"Use it in Markdown:\n{nested}"
     long = "```\n" + "".join(f"step_{n}();\n" for n in range(30)) + "```"
     assert "step_29" not in written("How do I use step_3?", of_document("Mill", long))
 

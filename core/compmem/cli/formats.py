@@ -19,6 +19,7 @@ from compmem.cli.pdf import pdf_text
 from compmem.cli.record_text import csv_text, json_text
 from compmem.cli.text_decoding import DETECTION_BYTES, BlankError, FileContents, UnreadableError, decode, is_text
 from compmem.schema import MAX_TITLE_CHARS
+from compmem.text.line_runs import ATX, MAX_LINE_CHARS, open_fence
 
 Format = Literal["txt", "md", "html", "pdf", "docx", "eml", "csv", "json", "jsonl"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -43,11 +44,11 @@ _MAX_OPEN_FIELDS: Final = 1000
 """Maximum number of .docx fields without an end mark: each later field searches them all."""
 _MAX_FRONT_MATTER_LINES: Final = 50
 _STYLES: Final = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => h2:fresh"
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 _GENERIC_NAMES: Final = frozenset(("readme", "index"))
 """Names of files that say nothing about what is in them."""
 _UNDERLINE = re.compile(r"(=|-){3,}[ \t]*$")
-_FENCE = re.compile(r" {0,3}(?:```|~~~)")
+_NAME = re.compile(r"[\w-]+:")
+"""The name of a value in front matter."""
 
 
 def format_of(name: str, head: bytes) -> Format | None:
@@ -87,7 +88,8 @@ def _plain(data: bytes, name: str) -> tuple[str, str]:
 def _markdown(data: bytes, name: str) -> tuple[str, str]:
     text = decode(data, name)
     named = PurePath(name).stem.lower() not in _GENERIC_NAMES
-    return _front_title(text) or _first_heading(text, only=named), text
+    title, body = _front_matter(text)
+    return title or _first_heading(body, only=named), text
 
 
 def _first_heading(text: str, *, only: bool) -> str:
@@ -97,36 +99,41 @@ def _first_heading(text: str, *, only: bool) -> str:
     return "" if several or not found else found[0][1]
 
 
-def _front_title(text: str) -> str:
-    """The title in the front matter, the lines between `---` at the beginning of a Markdown file."""
+def _front_matter(text: str) -> tuple[str, str]:
+    """The title in the front matter, and the text after it.
+
+    Front matter is what stands between two lines `---` at the beginning of a Markdown file. It begins with the name of
+    a value, or has a title: other text may stand between rules too.
+    """
     lines = io.StringIO(text)
-    title = ""
+    title, is_named = "", False
     if next(lines, "").rstrip() == "---":
-        for line in islice(lines, _MAX_FRONT_MATTER_LINES):
+        for number, line in enumerate(islice(lines, _MAX_FRONT_MATTER_LINES)):
             if line.rstrip() == "---":
-                return title
+                return (title, lines.read()) if title or is_named else ("", text)
+            is_named = is_named or (number == 0 and _NAME.match(line) is not None)
             if line.startswith("title:"):
                 title = line.removeprefix("title:")[:1000].strip(" \t\n\"'")
-    return ""
+    return "", text
 
 
 def _headings(text: str, *, atx: bool) -> Iterator[tuple[int, str]]:
     """The headings outside code, with `#` or underlined, each with its level from 1."""
-    fenced = commented = False
-    before = ""
+    commented = False
+    fence = before = ""
     for line in io.StringIO(text):
-        line = line.rstrip("\n")[:1000]
-        if atx and not fenced and (commented or line.lstrip().startswith("<!--")):
+        line = line.rstrip("\n")[:MAX_LINE_CHARS]
+        above, before = before, ""
+        if atx and not fence and (commented or line.lstrip().startswith("<!--")):
             commented = "-->" not in line
-        elif atx and _FENCE.match(line):
-            fenced = not fenced
-        elif fenced:
-            continue
-        elif atx and (match := _ATX.match(line)) and (title := match[2].rstrip("#").strip()):
+        elif atx and (fence or open_fence(line)):
+            fence = open_fence(line, fence)
+        elif atx and (match := ATX.match(line)) and (title := match[2].rstrip("#").strip()):
             yield len(match[1]), title
-        elif before.strip() and not before.startswith((" ", "\t", "-", "=")) and (match := _UNDERLINE.match(line)):
-            yield 1 if match[1] == "=" else 2, before.strip()
-        before = "" if fenced or commented else line
+        elif above.strip() and not above.startswith((" ", "\t", "-", "=")) and (match := _UNDERLINE.match(line)):
+            yield 1 if match[1] == "=" else 2, above.strip()
+        else:
+            before = line
 
 
 def _csv(data: bytes, name: str) -> tuple[str, str]:

@@ -22,8 +22,9 @@ _AROUND_MAIN_NAMES: Final = frozenset(
 _PAGE: Final = frozenset({"html", "body"})
 _MAIN: Final = frozenset({"main", "article"})
 _BLOCKS: Final = frozenset(
-    """address article aside blockquote body details dd div dl dt fieldset figcaption figure footer form header hr html
-    li main nav ol p pre section summary table tbody thead tfoot tr ul h1 h2 h3 h4 h5 h6""".split()
+    """address article aside blockquote body center details dd dir div dl dt fieldset figcaption figure footer form
+    header hgroup hr html legend li main menu nav ol p pre section summary table tbody thead tfoot tr ul h1 h2 h3 h4 h5
+    h6""".split()
 )
 _TAG_PREFIX: Final = {
     "li": "- ",
@@ -87,11 +88,10 @@ class _Page:
         self._dropped = ""
         self._in_title = False
         self._title: list[str] = []
-        self._in_h1 = False
-        self._h1: list[str] = []
 
     def title(self) -> str:
-        return " ".join("".join(self._title or self._h1).split()).rstrip("¶ ")
+        title = "".join(self._title) if self._title else self._writer.heading
+        return " ".join(title.split()).rstrip("¶ ")
 
     def text(self) -> str:
         return self._writer.text()
@@ -107,14 +107,12 @@ class _Page:
             self._dropped, self._dropped_at = tag, self._depth
             return
         self._main += tag in _MAIN
-        self._in_h1 = self._in_h1 or (tag == "h1" and not self._h1)
         self._writer.enter(tag)
 
     def end(self, tag: str) -> None:
         self._in_title = False
         if not self._dropped:
             self._main -= tag in _MAIN
-            self._in_h1 = self._in_h1 and tag != "h1"
             self._writer.leave(tag)
         elif self._dropped_at == self._depth:
             self._dropped = ""
@@ -124,8 +122,6 @@ class _Page:
         if self._in_title:
             self._title.append(text)
         elif not self._dropped:
-            if self._in_h1:
-                self._h1.append(text)
             self._writer.write(text)
 
     def close(self) -> None:
@@ -172,6 +168,10 @@ class _Writer:
     """Writes text, with line breaks where blocks begin and end."""
 
     def __init__(self) -> None:
+        self.heading = ""
+        """The first heading of the highest level, on one or more lines."""
+        self._heading_first = 0
+        """Number of its first part."""
         self._parts: list[str] = []
         self._code = 0
         self._items = 0
@@ -203,6 +203,8 @@ class _Writer:
             self._begin_definition()
         self._code += tag == "pre"
         self._put(_TAG_PREFIX.get(tag, ""))
+        if tag == "h1":
+            self._heading_first = len(self._parts)
 
     def leave(self, tag: str) -> None:
         if tag == "pre":
@@ -218,6 +220,8 @@ class _Writer:
             self._term.end = len(self._parts) - self._ends_with_break() if self._is_line(self._term.lines) else 0
         elif tag == "dd":
             self._end_definition()
+        elif tag == "h1":
+            self.heading = self.heading or "".join(self._parts[self._heading_first :]).strip()
         if tag in _BLOCKS:
             self._break(tight=tag in _SINGLE_BREAK_TAGS)
         self._items -= tag in _SINGLE_BREAK_TAGS

@@ -42,7 +42,7 @@ def line_document(fields: Any, about: Mapping[str, Any]) -> Document:
 
     Args:
         fields: The object.
-        about: Metadata of the file, which other fields do not replace.
+        about: Metadata of the file, which no field replaces.
 
     Raises:
         ValueError: It is no object or has no text, or a field has the wrong type.
@@ -59,7 +59,7 @@ def line_document(fields: Any, about: Mapping[str, Any]) -> Document:
     if fields.keys() - _NAMES and named.get("id") is None:  # lines of one text may differ in other fields
         named["id"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
     document = Document.from_json(named)
-    return replace(document, metadata={**others, **about, **document.metadata})
+    return replace(document, metadata={**others, **document.metadata, **about})
 
 
 def likely_typos(fields: Mapping[str, Any], known: dict[str, str]) -> Iterator[tuple[str, str]]:

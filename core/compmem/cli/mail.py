@@ -1,8 +1,10 @@
 """E-mails: subject and text, with sender, recipients and date beside it."""
 
+import codecs
 import email
 import email.policy
 import io
+import logging
 import re
 from datetime import datetime
 from email.message import EmailMessage
@@ -11,6 +13,8 @@ from typing import Any, Final, cast
 from compmem.cli.html_text import page_text
 from compmem.cli.text_decoding import FileContents, UnreadableError, decode
 from compmem.text.unicode import valid
+
+logger = logging.getLogger(__name__)
 
 QUOTED: Final = "Quoted from an earlier message:"
 """The line before a quotation that has none of its own."""
@@ -29,6 +33,16 @@ _MARKS = re.compile(r"(?:> ?)+")
 _MONTHS: Final = "January February March April May June July August September October November December".split()
 
 
+class _Policy(email.policy.EmailPolicy):
+    """Reads a header that cannot be parsed as plain text, without addresses, a date or parameters."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        try:
+            return super().header_fetch_parse(name, value)
+        except Exception:  # Python's parser raises several kinds for damaged addresses and types
+            return self.header_factory("", value)
+
+
 def mail_text(data: bytes, name: str) -> FileContents:
     """Subject, text, context and metadata of an e-mail, without attachments.
 
@@ -40,21 +54,21 @@ def mail_text(data: bytes, name: str) -> FileContents:
         UnreadableError: It would take long to parse.
     """
     _check(data)
-    message = email.message_from_bytes(data, EmailMessage, policy=email.policy.default)
+    message = cast("EmailMessage", email.message_from_bytes(data, EmailMessage, policy=_Policy()))
     lines: list[str] = []
     metadata: dict[str, Any] = {}
     for head in _HEADS:
         if shown := _one_line(value := message[head]):
             lines.append(f"{head}: {_short(shown)}")
-            addresses = [_one_line(address.addr_spec).lower() for address in value.addresses if address.domain]
-            addresses = addresses or [shown]
+            addresses = getattr(value, "addresses", ())
+            addresses = [_one_line(address.addr_spec).lower() for address in addresses if address.domain] or [shown]
             metadata[head.lower()] = addresses[0] if head == "From" else addresses
     if (date := message["Date"]) and (shown := _one_line(date)):
-        when = date.datetime
+        when = getattr(date, "datetime", None)
         lines.append(f"Date: {_short(shown) if when is None else _date_text(when)}")
         metadata["date"] = shown if when is None else when.isoformat()
     context = "\n".join(lines)
-    return FileContents(_one_line(message["Subject"]), _body(message, name).strip() or context, context, metadata)
+    return FileContents(_one_line(message["Subject"]), "\n\n".join(_texts(message, name)) or context, context, metadata)
 
 
 def without_quote_marks(text: str) -> str:
@@ -80,15 +94,43 @@ def without_quote_marks(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
-def _body(message: EmailMessage, name: str) -> str:
-    body = message.get_body(("plain", "html"))
-    if body is None:
-        return ""
+def _texts(part: EmailMessage, name: str) -> list[str]:
+    """The texts in a part that is no attachment, without blank ones.
+
+    Of alternatives, the first with text is read, the plain one before others; of parts that are related, the first.
+    """
+    if part.get_content_disposition() == "attachment":
+        return []
+    kind = part.get_content_type()
+    if kind in ("text/plain", "text/html"):
+        text = _text(part, name, is_html=kind == "text/html").strip()
+        return [text] if text else []
+    if part.get_content_maintype() != "multipart" or not part.is_multipart():
+        return []
+    parts = cast("list[EmailMessage]", part.get_payload())
+    if kind == "multipart/alternative":
+        parts = sorted(parts, key=lambda inner: inner.get_content_type() != "text/plain")
+    texts: list[str] = []
+    for inner in parts:
+        texts += _texts(inner, name)
+        if texts and kind in ("multipart/alternative", "multipart/related"):
+            break
+    return texts
+
+
+def _text(part: EmailMessage, name: str, *, is_html: bool) -> str:
+    """A part as text; its bytes tell their encoding where the part does not, or where it names ASCII by mistake."""
+    data = cast("bytes", part.get_payload(decode=True))
+    charset = part.get_content_charset("ascii")
     try:
-        text: str = body.get_content()
-    except LookupError:  # an unknown encoding
-        text = decode(cast("bytes", body.get_payload(decode=True)), name)
-    return page_text(text)[1] if body.get_content_subtype() == "html" else without_quote_marks(text)
+        text = data.decode(charset, "strict" if codecs.lookup(charset).name == "ascii" else "replace")
+    except (LookupError, ValueError):  # not ASCII, an unknown encoding
+        try:
+            text = decode(data, name, html=is_html)
+        except UnreadableError as error:
+            logger.warning("%s: a part is left out: %s", name, error)
+            return ""
+    return page_text(text)[1] if is_html else without_quote_marks(text)
 
 
 def _one_line(value: Any) -> str:

@@ -32,7 +32,7 @@ def _limit(seconds: int, memory: int) -> None:
 
 def _lines(page: Any, text: Any, pdfium: Any) -> Iterator[Line]:
     """The lines of a page that are not blank and within its borders; a word that a line end divides is joined."""
-    width, height = page.get_size()
+    left, low, right, high = page.get_bbox()  # as the places of characters: neither moved nor rotated
     codes = [pdfium.FPDFText_GetUnicode(text, n) for n in range(pdfium.FPDFText_CountChars(text))]
     characters = "".join(chr(code) if code <= sys.maxunicode else "\ufffd" for code in codes)
     start = 0
@@ -45,7 +45,7 @@ def _lines(page: Any, text: Any, pdfium: Any) -> Iterator[Line]:
         size = _size(text, (first + last) // 2, pdfium)  # the first may be a bullet
         if not all(map(math.isfinite, (x, top, bottom, size))):
             yield line.strip().replace(_DIVIDED, ""), 0.0, 0.0, 0.0
-        elif 0 <= x <= width and 0 <= top <= height:
+        elif left <= x <= right and low <= top <= high:
             yield line.strip().replace(_DIVIDED, ""), size, top, bottom
 
 

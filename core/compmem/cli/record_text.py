@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, islice, repeat
@@ -16,7 +17,7 @@ _MAX_NAME_CHARS: Final = 60
 """Maximum number of characters of a name before a value: long names would make the text much longer than the file."""
 _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS: Final = ",;\t|"
-_NAMED_DELIMITER: Final = re.compile(r"sep=([^\n])\n")
+_NAMED_DELIMITER: Final = re.compile(r'sep=([^\n"])\n')
 """The first line of some exported tables."""
 _FIRST_ROWS: Final = 50
 """Number of rows among which the header is looked for."""
@@ -42,7 +43,8 @@ def csv_text(text: str) -> str:
     lines = text.lstrip("\n")
     if named := _NAMED_DELIMITER.match(lines):
         lines = lines[named.end() :]
-    rows = csv.reader(io.StringIO(lines), delimiter=named[1] if named else _delimiter(lines))
+    mark = named[1] if named else _delimiter(lines)
+    rows = csv.reader(io.StringIO(lines), delimiter=mark, skipinitialspace=mark != " ")
     filled = (row for row in rows if any(cell.strip() for cell in row))
     try:
         first = list(islice(filled, _FIRST_ROWS))
@@ -57,10 +59,15 @@ def csv_text(text: str) -> str:
 
 
 def _delimiter(lines: str) -> str:
-    """The mark that most of the first lines have most often, outside quotes."""
+    """The mark that most of the first lines have equally often, outside quotes; of several, the most frequent one."""
     whole, _, _ = _QUOTED.sub("", lines[:10_000]).rpartition("\n")
     counted = [line for line in whole.split("\n") if line] or [lines[:10_000]]
-    return max(_DELIMITERS, key=lambda mark: median_low([line.count(mark) for line in counted]))
+
+    def regularity(mark: str) -> tuple[int, int]:
+        counts = Counter(count for line in counted if (count := line.count(mark)))
+        return max(((lines, count) for count, lines in counts.items()), default=(0, 0))
+
+    return max(_DELIMITERS, key=regularity)
 
 
 def _header_place(table: Sequence[Sequence[str]]) -> int:

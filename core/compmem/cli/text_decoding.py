@@ -1,6 +1,7 @@
 """Bytes as text, and detection of binary data."""
 
 import codecs
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -19,10 +20,13 @@ _BOMS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _CONTROLS = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f]")
-_CHARSET = re.compile(
-    rb"charset\s{0,9}=\s{0,9}[\"']?(windows-\d{3,4}|iso-8859-\d{1,2}|koi8-[ru]|shift_jis|euc-(?:jp|kr)|gb(?:k|2312|18030)|big5)\b",
-    re.IGNORECASE,
+_NAMED = (
+    rb"\s{0,9}=\s{0,9}[\"']?"
+    rb"(windows-\d{3,4}|iso-8859-\d{1,2}|koi8-[ru]|shift_jis|euc-(?:jp|kr)|gb(?:k|2312|18030)|big5)\b"
 )
+"""The name of an encoding other than UTF-8, behind a word for it."""
+_CHARSET = re.compile(rb"charset" + _NAMED, re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"<\?xml[^>]{0,99}?\sencoding" + _NAMED, re.IGNORECASE)
 
 
 class UnreadableError(Exception):
@@ -48,7 +52,7 @@ def is_text(data: bytes) -> bool:
 
 
 def decode(data: bytes, name: str, *, html: bool = False) -> str:
-    """Bytes as text: by byte order mark, as UTF-8, by the charset of an HTML page, else as Windows-1252.
+    """Bytes as text: by byte order mark, as UTF-8, as XML or an HTML page names it, else as Windows-1252.
 
     UTF-8 with a few damaged bytes is still read as UTF-8. The last two cases are logged as warnings.
 
@@ -63,7 +67,8 @@ def decode(data: bytes, name: str, *, html: bool = False) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise UnreadableError(f"not {encoding} as its first bytes say ({error.reason})") from error
-        text = _not_utf8(data, name, declared=_CHARSET.search(data[:DETECTION_BYTES]) if html else None)
+        head = data[:DETECTION_BYTES]
+        text = _not_utf8(data, name, _XML_ENCODING.match(head) or (_CHARSET.search(head) if html else None))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -84,7 +89,8 @@ def _encoding(data: bytes) -> str | None:
 def _not_utf8(data: bytes, name: str, declared: re.Match[bytes] | None) -> str:
     if declared:
         encoding = declared[1].decode().lower()
-        return data.decode("cp1252" if encoding == "iso-8859-1" else encoding, "replace")
+        with contextlib.suppress(LookupError):  # there are not all such numbers
+            return data.decode("cp1252" if encoding == "iso-8859-1" else encoding, "replace")
     text = data.decode("utf-8", "replace")
     damaged = text.count("\ufffd")
     if sum(character > "\x7f" for character in text) > 2 * damaged:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from compmem.ingest.headings import LineReader, find_heading
 from compmem.schema import Chunk, Document
-from compmem.text.line_runs import TEXT
+from compmem.text.line_runs import TEXT, open_fence
 from compmem.text.sentences import is_row, sentence_spans, sentences
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ _WINDOW_CHARS = 1 << 16
 """Characters that are processed together; memory beyond the text itself is limited to them."""
 
 _BLANKS = re.compile(r"\s*+")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
 _TABLE_HEAD = re.compile(r"\||[^\d{\[<]\D*$")
 """The first row of a Markdown table; of other rows, one without digits that is no JSON or XML."""
 _BOUNDARY_CHARS = "、，；："
@@ -354,9 +353,8 @@ def _blocks(text: str) -> Iterator[_Unit]:
     blank = True
     while span := lines.span():
         line = lines.line()
-        if (mark := _FENCE.match(line)) and fence in ("", mark[1]):
-            fence = "" if fence else mark[1]
-        found = None if fence else find_heading(lines, line, blank, styles)
+        before, fence = fence, open_fence(line, fence)
+        found = None if before or fence else find_heading(lines, line, blank, styles)
         if (found or (line and blank)) and TEXT.search(text, start, span[0]):
             yield _Unit(start, span[0])
             start = span[0]

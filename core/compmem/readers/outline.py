@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from compmem.schema import Chunk, Evidence
-from compmem.text.line_runs import ATX, RULE, is_labelled
+from compmem.text.line_runs import ATX, RULE, is_labelled, open_fence
 from compmem.text.sentences import is_row
 from compmem.text.tokenize import content_terms, root, words
 
@@ -38,7 +38,6 @@ _ITEM = re.compile(rf"{_BULLET.pattern}|\(?\d{{1,3}}[.)]\s")
 _BOLD = re.compile(r"\*\*[^*]++\*\*(?<![.!:]\*\*)")
 _FIELD = re.compile(r"(?:^|; )([^\W\d_][^;:]{0,40}): ")
 _NUMBER = re.compile(r"(\d{1,3}(?:\.\d{1,3}){0,4})[.)]?\s++(?=[^\W\d_])")
-_FENCE = re.compile(r"```|~~~")
 _EMPHASIS = "*_\"'”»)"
 """What may stand behind the mark at the end of a sentence."""
 _REPLY = re.compile(r"(?:\*\*)?(?:A:\s*)?(?:\*\*\s*)?(?:yes|no|ja|nein|oui|non|sí)\b", re.IGNORECASE)
@@ -183,12 +182,13 @@ class Outlines:
 
 def _blocks_of_code(texts: Sequence[str]) -> Iterator[int]:
     """For each sentence, the number of the block between fences that it is part of; 0: none."""
-    number, inside = 0, False
+    number, fence = 0, ""
     for text in texts:
-        fence = is_fence(text)
-        number += fence and not inside
-        yield number if inside or fence else 0
-        inside ^= fence and not (len(text) > len("```") and text.endswith(("```", "~~~")))
+        before = fence
+        for line in text.split("\n"):
+            fence = open_fence(line, fence)
+        number += fence != "" and not before
+        yield number if before or fence else 0
 
 
 def _levels(texts: Sequence[str], begins: Sequence[bool], code: Sequence[int]) -> tuple[int, ...]:
@@ -277,7 +277,7 @@ def roots(text: str) -> set[str]:
 
 def is_fence(text: str) -> bool:
     """Whether a sentence is the line that begins or ends a block of code."""
-    return _FENCE.match(text) is not None
+    return open_fence(text) != ""
 
 
 def is_rule(text: str) -> bool:

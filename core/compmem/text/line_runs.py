@@ -10,6 +10,7 @@ ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*)$")
 """A Markdown heading."""
 RULE = re.compile(r"([=\-~^\"'*+#.:`_])\1{2,}$")
 """A rule under or above a heading."""
+_FENCE = re.compile(r" {0,3}(`{3,}+(?!.*`)|~{3,}+)(.*)")
 MAX_LINE_CHARS = 1000
 """Maximum number of characters of a line that are checked."""
 TEXT = re.compile(r"\S")
@@ -90,6 +91,21 @@ def line_runs(text: str, start: int, end: int) -> Iterator[LineRun]:
             yield run
     if run := grouping.last():
         yield run
+
+
+def open_fence(line: str, before: str = "") -> str:
+    """The marks that began the block of code that goes on behind a line; empty outside of one.
+
+    As in Markdown, a line of the same marks, at least as many and nothing else, ends a block.
+
+    Args:
+        line: The line.
+        before: The marks that began the block of code that goes on before the line; empty outside of one.
+    """
+    fence = _FENCE.match(line)
+    if not (fence and before):
+        return fence[1] if fence else before
+    return "" if fence[1].startswith(before) and not fence[2].strip() else before
 
 
 def is_labelled(line: str) -> bool:
