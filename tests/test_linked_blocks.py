@@ -69,3 +69,10 @@ def test_an_answer_joins_two_documents_by_their_key(index):
     assert [r.chunk.document_id for r in answer.sources] == ["press", "PT-1014"]
     filtered = index.answer(QUESTION, LoopConfig(threshold=0.9), filter={"no": "such"})
     assert not filtered.found
+
+
+def test_names_in_code_are_found():
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
+        made.add(Document(id=f"d{n}", text=f"Note {n} is about wool.") for n in range(30))
+        made.add([Document(id="value", text="max_flow_rate = 4512.")])
+        assert linked(made, ("The pump takes max_flow_rate.", 0.8), question="What does the pump weigh?") == ["value"]

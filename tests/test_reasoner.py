@@ -16,7 +16,7 @@ from compmem.loop.loop import LoopResult, recall_loop
 from compmem.loop.roles import make_loop, resolve_roles
 from compmem.readers import ExtractiveReader
 from compmem.retrieval.query import QueryAnalyzer
-from compmem.schema import Answer, AnswerToken, Chunk, Evidence, MemoryBlock, Reading, Step, Usage, WorkingMemory
+from compmem.schema import Answer, AnswerToken, Chunk, MemoryBlock, Reading, Step, Usage, WorkingMemory
 from tests.hashing import HashEncoder
 from tests.test_gate import StubIndex
 
@@ -42,6 +42,15 @@ class Bench:
 
     def fetch(self, blocks):
         return [MemoryBlock(chunk=Chunk(text=TEXTS[n], document_id=str(n))) for n in blocks]
+
+    def documents(self, blocks):
+        return [str(n) for n in blocks]
+
+    def lacks_words(self, memory):
+        return bool(memory.evidence)
+
+    def linked(self, memory):
+        return []
 
     def count_tokens(self, text):
         return len(text.split())
@@ -434,38 +443,6 @@ def test_what_a_reader_overlooks_of_a_likely_first_block_is_kept():
         recall_loop(Doubtful(), RecallConfig(), 0.4, trusts_gate=True),
     ):
         assert drivers.run(run_loop("q", loop, Blank(), INLINE)).update_recalls == ()
-
-
-def test_where_the_gate_finds_no_more_blocks_with_an_identifier_of_the_notes_are_read():
-    class Linked(Bench):
-        """Each block but the first names the one before it."""
-
-        def linked(self, memory):
-            return [0, 3, 2]
-
-    class Quoting(Keeper):
-        def read(self, question, memory, blocks):
-            reading = super().read(question, memory, blocks)
-            quoted = Evidence.of(blocks[0].chunk, (0, 3))
-            return replace(reading, memory=replace(reading.memory, evidence=(*memory.evidence, quoted)), exit=False)
-
-    loop = recall_loop(Linked(), RecallConfig(), 0.5)
-    found = drivers.run(run_loop("q", loop, Quoting(), INLINE))
-    assert [int(r.chunk.document_id) for r in found.update_recalls] == [3, 1]
-    assert [[int(r.chunk.document_id) for r in step.recalls] for step in found.steps] == [[3], [1], [0], [2]]
-
-
-def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
-    class Tempting(Bench):
-        """Block 4 seems relevant once something is known, but is not."""
-
-        def score(self, memory, blocks):
-            clear = {3: 0.9, 4: 0.7 if memory else 0.1, 1: 0.6 if memory else 0.2}
-            return [clear.get(n, 0.05) for n in blocks]
-
-    found = drivers.run(run_loop("q", recall_loop(Tempting(), RecallConfig(), 0.5), Keeper(), INLINE))
-    assert [int(r.chunk.document_id) for s in found.steps for r in s.recalls] == [3, 4, 1]
-    assert {n: found.scores[n] for n in (3, 4, 1)} == {3: 0.9, 4: 0.1, 1: 0.6}
 
 
 def test_quotes_come_from_the_best_block_where_all_are_rejected_but_something_answers():

@@ -1,5 +1,6 @@
 """Names of models: shipped ones, folders on this machine, and names on a hub."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +26,12 @@ def is_folder(name: str | Path) -> bool:
 
     Names of shipped models never are, even if the working folder has such a folder: use `./name` for it.
     """
-    return str(name) not in _SHIPPED and Path(name).is_dir()
+    return str(name) not in _SHIPPED and os.path.isdir(name)
 
 
 def is_gguf(name: str | Path) -> bool:
     """Whether a name is a model in one `.gguf` file on this machine."""
-    return Path(name).suffix == ".gguf" and Path(name).is_file()
+    return Path(name).suffix == ".gguf" and os.path.isfile(name)
 
 
 def absolute_path(name: str | None) -> str | None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compmem.checks import check_fraction
 from compmem.errors import CheckpointError
 from compmem.gate.listwise import (
     FIRST_FEATURES,
@@ -175,6 +176,8 @@ class GateHead(nn.Module):
                     raise CheckpointError(f"{str(path)!r} was trained on other features; train it again")
                 head = cls(int(facts["hidden"]), int(facts["heads"]))
                 head.threshold, head.more_threshold, head.found_threshold = json.loads(facts["thresholds"])
+                for threshold in (head.threshold, head.more_threshold, head.found_threshold):
+                    check_fraction("a threshold", threshold)
                 head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{str(path)!r} is not a gate: {error}") from error

@@ -93,15 +93,25 @@ class QuestionContext:
         """Whether any of the first candidates may answer the question."""
         return self.gate.answerable
 
+    def documents(self, blocks: Sequence[int]) -> list[str]:
+        """The id of the document of each block."""
+        return [block.chunk.document_id for block in self.loader.get(blocks)]
+
+    def lacks_words(self, memory: WorkingMemory) -> bool:
+        """Whether there are notes, and they lack words of the question."""
+        if self.candidate_generator is None or not memory.evidence:
+            return False
+        noted = {root(term) for term in terms(memory.text)}
+        return any(root(term) not in noted for term in self.analyzer.question_terms)
+
     def linked(self, memory: WorkingMemory) -> list[int]:
         """Numbers of the blocks with a rare identifier of the best notes, if the notes lack words of the question."""
-        if self.candidate_generator is None or not memory.evidence:
-            return []
-        noted = {root(term) for term in terms(memory.text)}
-        if all(root(term) in noted for term in self.analyzer.question_terms):
+        if self.candidate_generator is None or not self.lacks_words(memory):
             return []
         found = islice(rare_identifiers(memory.evidence, self.analyzer), MAX_IDENTIFIERS)
-        runs = self.candidate_generator.lexical_index.phrases([words(one) for one in found], MAX_SENTENCES)
+        runs = self.candidate_generator.lexical_index.phrases(
+            [words(one, code_parts=False) for one in found], MAX_SENTENCES
+        )
         return list(dict.fromkeys(n for run in runs for n in run))
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:

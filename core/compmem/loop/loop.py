@@ -32,6 +32,12 @@ QUOTED_ON_TIMEOUT = 3
 LIKELY_SCORE = 0.5
 """A block with this score in an earlier pass is read at the end, though later passes rejected it; see `trusts_gate`."""
 
+MAX_REJECTED_BLOCKS = 2
+"""Maximum number of rejected blocks that are read, of documents that were read, for words that the notes lack."""
+
+MIN_REJECTED_SCORE = 0.05
+"""Minimum score of these in the first pass."""
+
 MAX_LINKED_BLOCKS = 4
 """Maximum number of blocks that are read for an identifier in the notes alone."""
 
@@ -54,6 +60,14 @@ class LoopContext(Protocol):
 
     def fetch(self, blocks: Sequence[int]) -> list[MemoryBlock]:
         """The blocks with these numbers."""
+        ...
+
+    def documents(self, blocks: Sequence[int]) -> list[str]:
+        """The id of the document of each block."""
+        ...
+
+    def lacks_words(self, memory: WorkingMemory) -> bool:
+        """Whether there are notes, and they lack words of the question."""
         ...
 
     def linked(self, memory: WorkingMemory) -> list[int]:
@@ -132,6 +146,12 @@ class _RecallLoop:
     scores: dict[int, float] = field(default_factory=dict)
     first: dict[int, float] = field(default_factory=dict)
     """The first score of each block."""
+    first_pass: dict[int, float] = field(default_factory=dict)
+    """The scores of the first candidates without notes."""
+    rejected_read: int = 0
+    """Blocks that were read although they were rejected."""
+    linked_read: int = 0
+    """Blocks that were read for an identifier in the notes alone."""
     read: dict[int, Recall] = field(default_factory=dict)
     update_recalls: list[Recall] = field(default_factory=list)
     rejected: set[int] = field(default_factory=set)
@@ -160,7 +180,8 @@ class _RecallLoop:
 
         updating = dict.fromkeys(recall.block for recall in self.update_recalls)
         best = [*ranked(updating), *ranked(self.scores.keys() - updating.keys())][:max_blocks]
-        numbers = [n for n in [*updating, *best[len(updating) :]] if n in best]
+        chosen = set(best)
+        numbers = [n for n in [*updating, *best[len(updating) :]] if n in chosen]
         if self.config.gate == "off":
             numbers.sort()
         blocks = tuple(self.context.fetch(numbers)) if numbers else ()
@@ -243,11 +264,26 @@ class _RecallLoop:
             self.first.setdefault(number, score)
         return scores
 
-    def best_first(self, *, fallback: int, quotes_only_if_answerable: bool, writes: bool) -> Iterator[list[int]]:
+    def _with_read_documents(self, scores: dict[int, float]) -> dict[int, float]:
+        """The scores of a later pass; blocks of documents that were read keep that of the first pass if it is lower.
+
+        The notes have the title and the subject of such a document, so all of its blocks seem to go on from there.
+        """
+        read = {recall.chunk.document_id for recall in self.read.values()}
+        documents = self.context.documents(list(scores))
+        lower = {
+            n: min(score, self.first_pass.get(n, 0.0))
+            for (n, score), document in zip(scores.items(), documents, strict=True)
+            if document in read
+        }
+        self.scores.update(lower)
+        return scores | lower
+
+    def best_first(self, *, fallback: int, quotes: bool, writes: bool) -> Iterator[list[int]]:
         """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
         context, config = self.context, self.config
         seen_memory: str | None = None
-        scores, likely, linked = dict[int, float](), dict[int, float](), 0
+        scores, likely = dict[int, float](), dict[int, float]()
         while True:
             if seen_memory is None or (config.requery and self.memory.text != seen_memory and context.needs_requery):
                 seen_memory = self.memory.text
@@ -256,11 +292,15 @@ class _RecallLoop:
                     proposed = [n for n in proposed if n not in self.rejected]
                     self.proposed = len(proposed)
                 scores = self._score(proposed)
+                if not self.steps:
+                    self.first_pass = scores
+                elif self.trusts_gate:
+                    scores = self._with_read_documents(scores)
                 likely |= {
                     n: s for n, s in scores.items() if config.backtrack and s >= max(self.threshold, LIKELY_SCORE)
                 }
                 if not self.steps:
-                    unanswerable = quotes_only_if_answerable and not context.answerable
+                    unanswerable = quotes and not context.answerable
                     if unanswerable or not (writes or context.needs_requery):
                         return
             left = {n: s for n, s in scores.items() if n not in self.read}
@@ -272,14 +312,30 @@ class _RecallLoop:
                 yield sorted(left, key=lambda n: (-left[n], n))[:fallback]
             elif unread := [n for n in likely if n not in self.read]:
                 yield [max(unread, key=lambda n: (likely[n], -n))]
-            elif linked < MAX_LINKED_BLOCKS and (more := self._linked()):
-                linked += 1
+            elif more := self._for_missing_words(rejected=quotes and writes):
                 yield more[:1]
             else:
                 return
 
-    def _linked(self) -> list[int]:
-        return [n for n in self.context.linked(self.memory) if n not in self.read] if self.memory.evidence else []
+    def _for_missing_words(self, *, rejected: bool) -> list[int]:
+        """Unread blocks that may have words of the question which the notes lack, best first; none if they lack none.
+
+        First, if `rejected`, those of documents that were read, by their score in the first pass.
+        """
+        if not self.context.lacks_words(self.memory):
+            return []
+        if rejected and self.rejected_read < MAX_REJECTED_BLOCKS and (found := self._of_read_documents()):
+            self.rejected_read += 1
+            return found
+        found = [n for n in self.context.linked(self.memory) if n not in self.read]
+        self.linked_read += bool(found)
+        return found if self.linked_read <= MAX_LINKED_BLOCKS else []
+
+    def _of_read_documents(self) -> list[int]:
+        read = {recall.chunk.document_id for recall in self.read.values()}
+        left = [n for n, score in self.first_pass.items() if n not in self.read and score >= MIN_REJECTED_SCORE]
+        near = [n for n, document in zip(left, self.context.documents(left), strict=True) if document in read]
+        return sorted(near, key=lambda n: (-self.first_pass[n], n))
 
     def in_document_order(self) -> Iterator[list[int]]:
         """Groups of blocks in document order, each gated with the current memory."""
@@ -346,8 +402,7 @@ def recall_loop(
     if config.order == "document":
         picks = loop.in_document_order()
     else:
-        checks = trusts_gate and not writer_blocks
-        picks = loop.best_first(fallback=fallback, quotes_only_if_answerable=checks, writes=writes)
+        picks = loop.best_first(fallback=fallback, quotes=trusts_gate and not writer_blocks, writes=writes)
     by_reader = can_score and config.can_score
     stop_reason: StopReason = "exhausted"
     while True:
@@ -380,7 +435,7 @@ def recall_loop(
         writer_blocks = max(writer_blocks, QUOTED_ON_TIMEOUT)
     recalls, memory = loop.blocks_for_writer(writer_blocks)
     usage = replace(loop.usage, steps=len(loop.steps), seconds=clock() - began)
-    answerable = context.answerable if trusts_gate else True
+    answerable = context.answerable if trusts_gate and config.order == "best" else True  # judged by a list of the best
     steps, updating = tuple(loop.steps), tuple(loop.update_recalls)
     return LoopResult(memory, steps, loop.scores, updating, usage, stop_reason, recalls, answerable)
 

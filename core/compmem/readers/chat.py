@@ -301,7 +301,7 @@ class ChatReader:
         update = end = False
         usage = Usage()
         for group in groups:
-            notes = escaped(ending(memory.text, self.memory_tokens, self._count)) or "(none yet)"
+            notes = ending(escaped(memory.text), self.memory_tokens, self._count) or "(none yet)"
             shown = "\n".join(map(str, group))
             messages = self._messages(template, question=escaped(question), memory=notes, blocks=shown)
             reply = yield messages
@@ -343,7 +343,7 @@ class ChatReader:
         self._checked_space(
             self._space(self.prompts.answer, question=escaped(question), memory="") - self.memory_tokens
         )
-        notes = escaped(ending(memory.text, self.memory_tokens, self._count))
+        notes = ending(escaped(memory.text), self.memory_tokens, self._count)
         return self._messages(self.prompts.answer, question=escaped(question), memory=notes)
 
     def _space(self, template: str, **parts: str) -> int:

@@ -218,8 +218,8 @@ def _result(future: "Future[T]", seconds: float | None) -> T:
     try:
         return future.result(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
     except TimeoutError:
-        if future.done():
-            raise
+        if future.done():  # the call raised it, or ended at that moment
+            return future.result()
         raise OverdueError("the chat model did not reply in time") from None
 
 

@@ -48,9 +48,10 @@ class ExtractiveReader:
         """The memory plus the best sentences of these blocks and linked ones; the gate decides when to stop."""
         state = self.analyzer.analyze("")
         known = set(memory.text.split("\n"))
-        names = _names(memory.text) - _names(question) if memory.text else set[str]()
+        asked = self.analyzer.question  # without typing errors
+        names = _names(memory.text) - _names(asked) if memory.text else set[str]()
         read = {e.chunk.id for e in memory.evidence}  # their names are their own
-        found = [(b, set[str]() if b.chunk.id in read else names, self._is_named(memory, b, question)) for b in blocks]
+        found = [(b, set[str]() if b.chunk.id in read else names, self._is_named(memory, b, asked)) for b in blocks]
         kept = [
             e for block, new, named in found
             for e in best_sentences(state, block, self._outlines.of(block.chunk), new, named=named)

@@ -54,6 +54,14 @@ class RecordingContext:
         places = {n: place for place, n in enumerate(self.order)}
         return [1.0 - places[n] / len(places) for n in blocks]
 
+    def documents(self, blocks: Sequence[int]) -> list[str]:
+        """The id of the document of each block."""
+        return self.inner.documents(blocks)
+
+    def lacks_words(self, memory: WorkingMemory) -> bool:
+        """Whether the notes lack words of the question; not asked of a fixed ranking."""
+        return self.order is None and self.inner.lacks_words(memory)
+
     def linked(self, memory: WorkingMemory) -> list[int]:
         """Numbers of the blocks with a rare identifier of the best notes; none for a fixed ranking."""
         return self.inner.linked(memory) if self.order is None else []
