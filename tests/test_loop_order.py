@@ -51,15 +51,15 @@ def test_the_ranking_is_of_the_last_look_and_a_block_read_in_vain_falls_back():
     assert {n: found.scores[n] for n in (3, 4, 1)} == {3: 0.9, 4: 0.1, 1: 0.6}
 
 
-def test_notes_raise_no_score_within_a_document_that_was_read():
+def test_notes_raise_no_score_under_a_title_that_was_read():
     class Long(Bench):
-        """Blocks 3, 4 and 0 are of one document, and all seem relevant once something is known."""
+        """Blocks 3, 4 and 0 have one title, and all seem relevant once something is known."""
 
-        def documents(self, blocks):
+        def subjects(self, blocks):
             return ["manual" if n in (0, 3, 4) else str(n) for n in blocks]
 
         def fetch(self, blocks):
-            pairs = zip(blocks, self.documents(blocks), strict=True)
+            pairs = zip(blocks, self.subjects(blocks), strict=True)
             return [MemoryBlock(chunk=Chunk(text=TEXTS[n], document_id=d)) for n, d in pairs]
 
         def score(self, memory, blocks):

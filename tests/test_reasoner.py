@@ -43,7 +43,7 @@ class Bench:
     def fetch(self, blocks):
         return [MemoryBlock(chunk=Chunk(text=TEXTS[n], document_id=str(n))) for n in blocks]
 
-    def documents(self, blocks):
+    def subjects(self, blocks):
         return [str(n) for n in blocks]
 
     def lacks_words(self, memory):

@@ -93,9 +93,9 @@ class QuestionContext:
         """Whether any of the first candidates may answer the question."""
         return self.gate.answerable
 
-    def documents(self, blocks: Sequence[int]) -> list[str]:
-        """The id of the document of each block."""
-        return [block.chunk.document_id for block in self.loader.get(blocks)]
+    def subjects(self, blocks: Sequence[int]) -> list[str]:
+        """The title of each block, or the id of its document if it has none: parts of a text may be documents."""
+        return [block.chunk.title or block.chunk.document_id for block in self.loader.get(blocks)]
 
     def lacks_words(self, memory: WorkingMemory) -> bool:
         """Whether there are notes, and they lack words of the question."""

@@ -33,7 +33,7 @@ LIKELY_SCORE = 0.5
 """A block with this score in an earlier pass is read at the end, though later passes rejected it; see `trusts_gate`."""
 
 MAX_REJECTED_BLOCKS = 2
-"""Maximum number of rejected blocks that are read, of documents that were read, for words that the notes lack."""
+"""Maximum number of rejected blocks, with the title of one that was read, which are read for words that notes lack."""
 
 MIN_REJECTED_SCORE = 0.05
 """Minimum score of these in the first pass."""
@@ -62,8 +62,8 @@ class LoopContext(Protocol):
         """The blocks with these numbers."""
         ...
 
-    def documents(self, blocks: Sequence[int]) -> list[str]:
-        """The id of the document of each block."""
+    def subjects(self, blocks: Sequence[int]) -> list[str]:
+        """The title of each block, or the id of its document if it has none."""
         ...
 
     def lacks_words(self, memory: WorkingMemory) -> bool:
@@ -264,20 +264,19 @@ class _RecallLoop:
             self.first.setdefault(number, score)
         return scores
 
-    def _with_read_documents(self, scores: dict[int, float]) -> dict[int, float]:
-        """The scores of a later pass; blocks of documents that were read keep that of the first pass if it is lower.
+    def _with_subjects_read(self, scores: dict[int, float]) -> dict[int, float]:
+        """The scores of a later pass; blocks with the title of one that was read have at most that of the first pass.
 
-        The notes have the title and the subject of such a document, so all of its blocks seem to go on from there.
+        The notes have that title and its subject, so everything under it seems to go on from there.
         """
-        read = {recall.chunk.document_id for recall in self.read.values()}
-        documents = self.context.documents(list(scores))
-        lower = {
-            n: min(score, self.first_pass.get(n, 0.0))
-            for (n, score), document in zip(scores.items(), documents, strict=True)
-            if document in read
-        }
+        lower = {n: min(scores[n], self.first_pass.get(n, 0.0)) for n in self._of_subjects_read(list(scores))}
         self.scores.update(lower)
         return scores | lower
+
+    def _of_subjects_read(self, blocks: Sequence[int]) -> list[int]:
+        """Those of these blocks that have the title of one that was read."""
+        read = set(self.context.subjects(list(self.read)))
+        return [n for n, subject in zip(blocks, self.context.subjects(blocks), strict=True) if subject in read]
 
     def best_first(self, *, fallback: int, quotes: bool, writes: bool) -> Iterator[list[int]]:
         """Groups of blocks, best first; queried again after each step if settings and first pass require it."""
@@ -295,7 +294,7 @@ class _RecallLoop:
                 if not self.steps:
                     self.first_pass = scores
                 elif self.trusts_gate:
-                    scores = self._with_read_documents(scores)
+                    scores = self._with_subjects_read(scores)
                 likely |= {
                     n: s for n, s in scores.items() if config.backtrack and s >= max(self.threshold, LIKELY_SCORE)
                 }
@@ -320,22 +319,20 @@ class _RecallLoop:
     def _for_missing_words(self, *, rejected: bool) -> list[int]:
         """Unread blocks that may have words of the question which the notes lack, best first; none if they lack none.
 
-        First, if `rejected`, those of documents that were read, by their score in the first pass.
+        First, if `rejected`, those with the title of one that was read, by their score in the first pass.
         """
         if not self.context.lacks_words(self.memory):
             return []
-        if rejected and self.rejected_read < MAX_REJECTED_BLOCKS and (found := self._of_read_documents()):
+        if rejected and self.rejected_read < MAX_REJECTED_BLOCKS and (found := self._best_rejected()):
             self.rejected_read += 1
             return found
         found = [n for n in self.context.linked(self.memory) if n not in self.read]
         self.linked_read += bool(found)
         return found if self.linked_read <= MAX_LINKED_BLOCKS else []
 
-    def _of_read_documents(self) -> list[int]:
-        read = {recall.chunk.document_id for recall in self.read.values()}
+    def _best_rejected(self) -> list[int]:
         left = [n for n, score in self.first_pass.items() if n not in self.read and score >= MIN_REJECTED_SCORE]
-        near = [n for n, document in zip(left, self.context.documents(left), strict=True) if document in read]
-        return sorted(near, key=lambda n: (-self.first_pass[n], n))
+        return sorted(self._of_subjects_read(left), key=lambda n: (-self.first_pass[n], n))
 
     def in_document_order(self) -> Iterator[list[int]]:
         """Groups of blocks in document order, each gated with the current memory."""

@@ -54,9 +54,9 @@ class RecordingContext:
         places = {n: place for place, n in enumerate(self.order)}
         return [1.0 - places[n] / len(places) for n in blocks]
 
-    def documents(self, blocks: Sequence[int]) -> list[str]:
-        """The id of the document of each block."""
-        return self.inner.documents(blocks)
+    def subjects(self, blocks: Sequence[int]) -> list[str]:
+        """The title of each block, or the id of its document if it has none."""
+        return self.inner.subjects(blocks)
 
     def lacks_words(self, memory: WorkingMemory) -> bool:
         """Whether the notes lack words of the question; not asked of a fixed ranking."""

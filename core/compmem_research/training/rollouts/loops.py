@@ -121,7 +121,7 @@ class _BlockContext:
             return [1.0] * len(blocks)
         return self.gate.probabilities("" if self.blind else memory, [self.states[n] for n in blocks])
 
-    def documents(self, blocks: Sequence[int]) -> list[str]:
+    def subjects(self, blocks: Sequence[int]) -> list[str]:
         return [self.chunks[n].document_id for n in blocks]
 
     def lacks_words(self, memory: WorkingMemory) -> bool:
