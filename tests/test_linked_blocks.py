@@ -26,7 +26,8 @@ def linked(index, *notes, question=QUESTION, **settings):
     evidence = [Evidence.of(Chunk(text=text, document_id="d"), (0, len(text)), score) for text, score in notes]
     with index.question_context(question, None, LoopConfig(**settings)) as context:
         memory = WorkingMemory(text="\n".join(text for text, _ in notes), evidence=tuple(evidence))
-        return [b.chunk.document_id for b in context.fetch(context.linked(memory))]
+        found = context.linked(memory) if context.lacks_words(memory) else []
+        return [b.chunk.document_id for b in context.fetch(found)]
 
 
 def test_the_blocks_with_a_rare_identifier_of_the_best_notes_are_found(index):

@@ -105,8 +105,8 @@ class QuestionContext:
         return any(root(term) not in noted for term in self.analyzer.question_terms)
 
     def linked(self, memory: WorkingMemory) -> list[int]:
-        """Numbers of the blocks with a rare identifier of the best notes, if the notes lack words of the question."""
-        if self.candidate_generator is None or not self.lacks_words(memory):
+        """Numbers of the blocks with a rare identifier of the best notes."""
+        if self.candidate_generator is None:
             return []
         found = islice(rare_identifiers(memory.evidence, self.analyzer), MAX_IDENTIFIERS)
         runs = self.candidate_generator.lexical_index.phrases(

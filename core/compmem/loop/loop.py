@@ -71,7 +71,7 @@ class LoopContext(Protocol):
         ...
 
     def linked(self, memory: WorkingMemory) -> list[int]:
-        """Numbers of the blocks with a rare identifier of the best notes, if the notes lack words of the question."""
+        """Numbers of the blocks with a rare identifier of the best notes."""
         ...
 
     def count_tokens(self, text: str) -> int:

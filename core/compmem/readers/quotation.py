@@ -113,5 +113,5 @@ def _gap(one: _Quoted) -> str:
 def _between(before: _Quoted, after: _Quoted, *, headed: bool) -> str:
     if before.code[1] and before.code == after.code:
         between = before.evidence.chunk.text[before.evidence.end : after.evidence.start]
-        return between if not between.strip() else "\n"
+        return "\n" if between.strip() else between
     return "\n" if headed or before.is_line or after.is_line else " "
