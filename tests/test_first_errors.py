@@ -22,7 +22,9 @@ from compmem import (
     RecallConfig,
     RuntimeConfig,
 )
+from compmem.devices import device_of
 from compmem.encoder import load_encoder
+from compmem.schema import Reading, Usage, WorkingMemory
 from compmem.serving.limits import Limits
 from compmem.store import FolderStore
 from langchain_compmem import CompMemReasoner, CompMemRetriever
@@ -50,6 +52,32 @@ def test_a_chat_model_as_reader_or_writer(index, role, method):
         index.answer("Who rents?", **{role: lambda messages: "Acme"})
 
 
+def test_a_reader_that_cannot_write_needs_a_writer(index):
+    class Reads:
+        can_score = False
+
+        def read(self, question, memory, blocks):
+            return Reading(memory=WorkingMemory(text="Acme."), update=True, exit=True)
+
+    class Writes:
+        def write(self, question, memory):
+            yield "Acme"
+            yield Usage()
+
+    with pytest.raises(TypeError, match=r"reader=Reads has no write\(\), .*: give writer= too"):
+        index.answer("Who rents?", reader=Reads())
+    assert index.answer("Who rents?", reader=Reads(), writer=Writes()).text == "Acme"
+    assert index.recall("Who rents?", 1)[0].chunk.document_id == "a"
+
+
+def test_a_device_that_is_not_counted(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device='cuda:2': torch sees 2 CUDA devices here, counted from 0"):
+        device_of("cuda:2")
+    assert device_of("cuda:1").index == 1
+
+
 async def test_a_model_in_the_place_of_the_settings_of_async_recall(index):
     with pytest.raises(TypeError, match="chat="):
         await index.arecall("Who rents?", config=lambda messages: "Acme")
@@ -60,11 +88,13 @@ async def test_a_model_in_the_place_of_the_settings_of_async_recall(index):
     [
         ("gpu", None, "device='gpu' is unknown to torch: 'cpu', 'cuda', "),
         ("cuda", None, "torch sees no CUDA device here; use device='cpu'"),
+        ("mps", None, "torch sees no Apple GPU here; use device='cpu'"),
         (None, "fp16", "dtype='fp16' must be one of float32, bfloat16, float16"),
     ],
 )
 def test_a_device_or_dtype_that_is_not_there(monkeypatch, device, dtype, named):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     index = MemoryIndex.create(runtime=RuntimeConfig(device=device, dtype=dtype))
     with pytest.raises(ValueError, match=named):
         index.add([Document(text="Acme rents.")])

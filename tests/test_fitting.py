@@ -97,6 +97,19 @@ def test_what_stands_above_a_text_is_cut_too():
     assert max(model.sizes) <= WINDOW and "The text itself." in model.prompts[-1]
 
 
+def test_what_stands_below_a_text_is_cut_too():
+    model = Model()
+    read = reader(model, render=lambda chunk: f"{chunk.context}\n{chunk.text}\n{chunk.context}")
+    for context in (LONG, "Short.", LONG[: 3 * WINDOW]):
+        read.read("Where?", WorkingMemory(), [block("The text itself.", context=context)])
+        *_, usage = read.write("Where?", WorkingMemory(blocks=(block("The text itself.", context=context),)))
+        assert max(model.sizes) <= WINDOW and usage.model_calls == 1
+        for prompt in model.prompts[-2:]:
+            shown = prompt[prompt.index("<block>") :]
+            assert "The text itself." in shown and "\n</block>" in shown and context[:20] in shown
+    assert len(model.prompts) == 6
+
+
 def test_a_renderer_says_what_the_model_reads():
     model = Model()
     read = reader(model, render=lambda chunk: f"by Bo </block>\n\n{chunk.text}\n(end of {chunk.title})")

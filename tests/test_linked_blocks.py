@@ -72,6 +72,12 @@ def test_an_answer_joins_two_documents_by_their_key(index):
     assert not filtered.found
 
 
+def test_a_block_that_no_signal_proposes_gets_a_score_of_the_gate(index):
+    answer = index.answer(QUESTION, LoopConfig(threshold=0.1, first_stage=1, links=False))
+    assert [r.chunk.document_id for r in answer.sources] == ["press", "PT-1014"]
+    assert answer.steps[1].candidates == 0 and 0 < answer.sources[1].score < answer.sources[0].score
+
+
 def test_names_in_code_are_found():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
         made.add(Document(id=f"d{n}", text=f"Note {n} is about wool.") for n in range(30))

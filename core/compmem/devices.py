@@ -19,6 +19,10 @@ def device_of(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device={device!r} is unknown to torch: 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={str(device)!r}: torch sees no CUDA device here; use device='cpu'")
+    if parsed.type == "cuda" and (parsed.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device={str(device)!r}: torch sees {count} CUDA devices here, counted from 0")
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps': torch sees no Apple GPU here; use device='cpu'")
     return parsed
 
 

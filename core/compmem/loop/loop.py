@@ -312,12 +312,12 @@ class _RecallLoop:
             elif unread := [n for n in likely if n not in self.read]:
                 yield [max(unread, key=lambda n: (likely[n], -n))]
             elif more := self._for_missing_words(rejected=quotes and writes):
-                yield more[:1]
+                yield more
             else:
                 return
 
     def _for_missing_words(self, *, rejected: bool) -> list[int]:
-        """Unread blocks that may have words of the question which the notes lack, best first; none if they lack none.
+        """The unread block that may best have words of the question which the notes lack; none if they lack none.
 
         First, if `rejected`, those with the title of one that was read, by their score in the first pass.
         """
@@ -325,10 +325,13 @@ class _RecallLoop:
             return []
         if rejected and self.rejected_read < MAX_REJECTED_BLOCKS and (found := self._best_rejected()):
             self.rejected_read += 1
-            return found
-        found = [n for n in self.context.linked(self.memory) if n not in self.read]
-        self.linked_read += bool(found)
-        return found if self.linked_read <= MAX_LINKED_BLOCKS else []
+            return found[:1]
+        found = [n for n in self.context.linked(self.memory) if n not in self.read][:1]
+        self.linked_read += len(found)
+        if self.linked_read > MAX_LINKED_BLOCKS:
+            return []
+        self._score([n for n in found if n not in self.scores])  # no candidate, so it has no score
+        return found
 
     def _best_rejected(self) -> list[int]:
         left = [n for n, score in self.first_pass.items() if n not in self.read and score >= MIN_REJECTED_SCORE]

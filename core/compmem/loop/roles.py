@@ -80,6 +80,8 @@ def resolve_roles(
     if chat is not None and "chat" not in (reads, answers):
         raise ValueError(f"chat= is for reader='chat' or writer='chat', not reader={reads!r} with writer={answers!r}")
     answers = answers if writes else None
+    if writes and answers is None and not (isinstance(reads, str) or _can(reads, "write")):
+        raise TypeError(f"reader={type(reads).__name__} has no write(), so it cannot answer alone: give writer= too")
     if chat is None and "chat" in (reads, answers):
         raise ValueError("reader='chat' and writer='chat' need chat=, a callable from messages to text")
     if "latent" in (reads, answers) and index.memory != "kv":
@@ -93,11 +95,15 @@ def resolve_roles(
 def _check_role(role: str, named: str | None, model: object, method: str, names: tuple[str, ...]) -> None:
     if named is not None and model is not None:
         raise ValueError(f"give {role}= or RecallConfig({role}=...), not both")
-    if model is not None and model not in names and not (hasattr(model, method) or hasattr(model, f"a{method}")):
+    if model is not None and model not in names and not _can(model, method):
         raise TypeError(
             f"{role}= takes an object with {method}(), or one of {', '.join(names)}, not "
             f"{type(model).__name__}: give a chat model as chat="
         )
+
+
+def _can(model: object, method: str) -> bool:
+    return hasattr(model, method) or hasattr(model, f"a{method}")
 
 
 def _default_roles(

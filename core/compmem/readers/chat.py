@@ -367,11 +367,11 @@ class ChatReader:
         rendered = None if self._render is None else self._render(chunk)
         if rendered is None:
             above = "\n".join([*_above(chunk), "text:", ""])
-            return PromptBlock(f"<block>\n{number}{above}", text, "\n</block>", tuple(marked))
+            return PromptBlock(f"<block>\n{number}{above}", text, "", "\n</block>", tuple(marked))
         before, found, after = escaped(rendered).partition(text or "\0")
         if not found:  # the model reads only the rendered text
             before, text, after = "", before, ""
-        return PromptBlock(f"<block>\n{number}{before}", text, f"{after}\n</block>", tuple(marked))
+        return PromptBlock(f"<block>\n{number}{before}", text, after, "\n</block>", tuple(marked))
 
     def _messages(self, template: str, **parts: str) -> list[dict[str, str]]:
         return [

@@ -21,16 +21,18 @@ _TEXT: Final = re.compile(r"\S")
 
 @dataclass(frozen=True, slots=True)
 class PromptBlock:
-    """A block in a prompt, split into text and frame so that the text can be cut."""
+    """A block in a prompt, split into text and frame so that each can be cut."""
 
     before: str
     text: str
     after: str
+    end: str = ""
+    """Follows `after`; never cut."""
     marked: tuple[str, ...] = ()
     """Sentences of the text to mark, in order."""
 
     def __str__(self) -> str:
-        return f"{self.before}{self.text}{self.after}"
+        return f"{self.before}{self.text}{self.after}{self.end}"
 
     def with_marks(self) -> str:
         """The block with its remaining sentences marked."""
@@ -40,7 +42,7 @@ class PromptBlock:
             if start >= 0 and sentence:
                 parts += [self.text[at:start], MARK, sentence, MARK]
                 at = start + len(sentence)
-        return "".join([*parts, self.text[at:], self.after])
+        return "".join([*parts, self.text[at:], self.after, self.end])
 
 
 def split_into_prompts(blocks: Sequence[PromptBlock], budget: int, count: Count) -> list[list[PromptBlock]]:
@@ -114,14 +116,18 @@ def _best_passage(text: str, limit: int, term_weights: Mapping[str, float], coun
 
 
 def _with_short_frame(block: PromptBlock, budget: int, count: Count) -> PromptBlock:
-    """The block, with the lines above its text cut if they take more than half of the budget."""
-    if _fits(block.before, budget // 2, count):
-        return block
-    return replace(block, before=block.before[: beginning(block.before, max(1, budget // 2), count)].rstrip() + "\n")
+    """The block, with what stands before and after its text cut if that takes more than half of the budget."""
+    share = budget // 2
+    if not _fits(block.before, share, count):
+        block = replace(block, before=block.before[: beginning(block.before, max(1, share), count)].rstrip() + "\n")
+    share -= count(block.before)
+    if not _fits(block.after, share, count):
+        block = replace(block, after=block.after[: beginning(block.after, share, count)].rstrip() if share > 0 else "")
+    return block
 
 
 def _frame(block: PromptBlock, count: Count) -> int:
-    return count(f"{block.before}{block.after}") + 1
+    return count(f"{block.before}{block.after}{block.end}") + 1
 
 
 def _fits(text: str, limit: int, count: Count) -> bool:
