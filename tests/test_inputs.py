@@ -430,6 +430,14 @@ def test_one_id_for_two_documents_is_an_error():
     assert errors == ["-, line 2: another document has the id 'a'"]
 
 
+@pytest.mark.parametrize("other", [{"metadata": {"year": 2}}, {"context": "by Bo"}])
+def test_documents_that_differ_beside_their_text_are_two(other, caplog):
+    lines = [json.dumps({"id": "a", "text": "one"} | more).encode() for more in ({}, other)]
+    found, errors = read("-", stdin=io.BytesIO(b"\n".join(lines)), stdin_format="jsonl")
+    assert len(found) == 1 and errors == ["-, line 2: another document has the id 'a'"]
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("form", "data", "text"),
     [

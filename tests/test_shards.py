@@ -3,6 +3,8 @@
 import json
 import pickle
 import random
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -188,6 +190,15 @@ def test_numbers_of_blocks_lie_in_their_shards_and_come_back(tmp_path):
         ]
         for d in documents():
             assert [c.document_id for c in snapshot.chunks(snapshot.document_blocks(d.id))] == [d.id]
+
+
+def test_verify_lists_the_problems_of_a_shard_that_cannot_be_read(tmp_path):
+    sharded(tmp_path / "s", 2).close()
+    with closing(sqlite3.connect(shard_path(tmp_path / "s", 1) / "manifest.sqlite")) as manifest, manifest:
+        manifest.execute("UPDATE documents SET metadata = 'not json'")
+    with ShardedStore.open(tmp_path / "s") as store:
+        problems = store.verify()
+    assert problems and all(problem.startswith("shard 1: ") for problem in problems)
 
 
 def test_a_folder_of_shards_that_is_damaged_is_refused(tmp_path):

@@ -108,13 +108,16 @@ def documents(
         stdin_format: The format of standard input.
         each: Calls a function for items, in order; it may do so in other processes.
     """
+    from compmem.ingest.pipeline import content_key
+
     seen: dict[str, int] = {}
     skipped: Counter[str] = Counter()
     for where, document in _contents(found, base, report, skipped, stdin, stdin_format, each):
-        content = hash((document.title, document.text))
         if problem := _storage_problem(document):
             report(InputError(f"{where}: {problem}"))
-        elif document.id not in seen:
+            continue
+        content = content_key(document)
+        if document.id not in seen:
             seen[document.id] = content
             yield document
         elif seen[document.id] == content:

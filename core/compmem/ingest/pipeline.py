@@ -113,13 +113,18 @@ def _without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
             raise TypeError(
                 f"add takes documents, not {type(document).__name__}: make each one with Document(text=...)"
             )
-        pieces = tuple(map(_content, document.chunks or ()))
-        content = hash((document.title, document.context, document.text, metadata_json(document), pieces))
+        content = content_key(document)
         if document.id not in seen:
             seen[document.id] = content
             yield document
         elif seen[document.id] != content:
             raise ValueError(f"document id {document.id!r} is given twice, with different content")
+
+
+def content_key(document: Document) -> int:
+    """A hash, of this process, of all that is stored of a document but its id."""
+    pieces = tuple(map(_content, document.chunks or ()))
+    return hash((document.title, document.context, document.text, metadata_json(document), pieces))
 
 
 def _content(chunk: Chunk | str) -> Hashable:

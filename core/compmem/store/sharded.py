@@ -217,8 +217,11 @@ class ShardedStore(Store):
 def verify_shard(store: Store, shard: int, shards: int) -> list[str]:
     """Problems of one of so many shards, found after reading everything."""
     problems = store.verify()
-    with store.snapshot() as snapshot:
-        wrong = [d.id for d in snapshot.documents() if shard_of(d.id, shards) != shard]
+    try:
+        with store.snapshot() as snapshot:
+            wrong = [d.id for d in snapshot.documents() if shard_of(d.id, shards) != shard]
+    except CorruptStoreError as error:
+        return [f"shard {shard}: {problem}" for problem in problems or [str(error)]]
     problems += [f"document {name!r} belongs to another shard" for name in wrong]
     return [f"shard {shard}: {problem}" for problem in problems]
 
