@@ -430,6 +430,14 @@ def test_one_id_for_two_documents_is_an_error():
     assert errors == ["-, line 2: another document has the id 'a'"]
 
 
+def test_a_line_of_two_files_is_one_document(tmp_path, caplog):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}\n{"id": "k", "text": "two", "year": 2024}\n')
+    found, errors = read(tmp_path / "a.jsonl", tmp_path / "b.jsonl", base=tmp_path)
+    assert [(d.text, d.metadata["path"]) for d in found] == [("one", "a.jsonl"), ("two", "a.jsonl")]
+    assert errors == [] and caplog.text.count("given twice, the second is left out") == 2
+
+
 @pytest.mark.parametrize("other", [{"metadata": {"year": 2}}, {"context": "by Bo"}])
 def test_documents_that_differ_beside_their_text_are_two(other, caplog):
     lines = [json.dumps({"id": "a", "text": "one"} | more).encode() for more in ({}, other)]

@@ -24,7 +24,7 @@ REPETITION_METHODS: Final[tuple[KVPruning, ...]] = ("kvzip", "kvzip-heads")
 PIECE_TOKENS = 2048
 """Tokens that are repeated at once."""
 TILE_BYTES = 2**21
-"""Attention weights that are computed at once on a CPU."""
+"""Size of the attention weights that are computed at once on a CPU: they fit into its cache."""
 OPENING_TOKENS = 8
 """Tokens before a later piece that are shown to the model, so that it knows where to continue."""
 
@@ -121,18 +121,17 @@ def _max_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """The most attention that each key gets, `[kv_heads, keys]`; the last keys are the queries' own, seen causally."""
     (kv_heads, count, head_dim), length = key.shape, query.shape[1]
     grouped = query.reshape(kv_heads, -1, length, head_dim)
-    step = length
-    if not query.is_cuda:  # on a CPU, as many queries as the cache holds the attention of: six times as fast as all
+    step = length  # queries at once
+    if query.device.type == "cpu":
         step = min(length, max(1, TILE_BYTES // (4 * grouped.shape[1] * count)))
     later = torch.ones(step, step, dtype=torch.bool, device=key.device).triu(1)
     most = torch.zeros(kv_heads, count, device=key.device)
     for begin in range(0, length, step):
         end = min(begin + step, length)
-        seen = count - length + end  # all keys up to that of the tile's last query
+        seen = count - length + end  # keys up to that of the last query
         for head, keys in enumerate(key[:, :seen]):
             queries = grouped[head, :, begin:end].reshape(-1, head_dim)
             scores = ((queries @ keys.T).float() * scale).view(-1, end - begin, seen)
             scores[..., seen - (end - begin) :].masked_fill_(later[: end - begin, : end - begin], -torch.inf)
-            attention_here = scores.softmax(dim=-1).amax(dim=(0, 1))
-            most[head, :seen] = most[head, :seen].maximum(attention_here)
+            most[head, :seen] = most[head, :seen].maximum(scores.softmax(dim=-1).amax(dim=(0, 1)))
     return most

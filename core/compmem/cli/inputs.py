@@ -10,7 +10,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Final
@@ -116,7 +116,8 @@ def documents(
         if problem := _storage_problem(document):
             report(InputError(f"{where}: {problem}"))
             continue
-        content = content_key(document)
+        # A line of several files is one document.
+        content = content_key(replace(document, metadata={**document.metadata, "path": ""}))
         if document.id not in seen:
             seen[document.id] = content
             yield document

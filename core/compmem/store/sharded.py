@@ -221,7 +221,7 @@ def verify_shard(store: Store, shard: int, shards: int) -> list[str]:
         with store.snapshot() as snapshot:
             wrong = [d.id for d in snapshot.documents() if shard_of(d.id, shards) != shard]
     except CorruptStoreError as error:
-        return [f"shard {shard}: {problem}" for problem in problems or [str(error)]]
+        wrong, problems = [], problems or [str(error)]
     problems += [f"document {name!r} belongs to another shard" for name in wrong]
     return [f"shard {shard}: {problem}" for problem in problems]
 
