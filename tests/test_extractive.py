@@ -115,9 +115,9 @@ def test_a_sentence_of_a_quoted_chunk_with_missing_words_of_the_question_is_adde
     assert written(QUESTION, both) == "Acme rents the Harbour Building. The Harbour Building is insured by Lloyd."
 
 
-def test_missing_words_alone_add_nothing_where_no_further_word_is_shared():
+def test_missing_words_add_no_sentence_that_shares_no_further_word():
     apart = block("", "Acme rents the Harbour Building.", "It makes rockets.", "A ship is insured by Lloyd.")
-    assert written(QUESTION, apart) == "Acme rents the Harbour Building."
+    assert written(QUESTION, apart) == "Acme rents the Harbour Building. It makes rockets."
 
 
 def test_a_sentence_that_is_nearly_as_good_as_the_best_of_its_chunk_is_quoted_too():

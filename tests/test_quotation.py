@@ -85,6 +85,40 @@ def test_a_sentence_as_good_as_the_best_of_its_chunk_is_quoted_too():
     ))  # fmt: skip
 
 
+def test_the_sentences_beside_the_best_one_are_quoted_if_a_word_of_the_question_is_missing():
+    text = "Cats sleep.\n\nWe meet in May. Dogs come to the garden. Each costs a coin.\n\nRain fell."
+    garden = of_document("", text)
+    assert written("Do dogs come to the garden?", garden) == "Dogs come to the garden."
+    around = "We meet in May. Dogs come to the garden. Each costs a coin."
+    assert written("What is the fee for dogs that come to the garden?", garden) == around
+    long = of_document("", f"Dogs come to the garden. They run {'far ' * 60}away.")
+    assert written("What is the fee for dogs that come to the garden?", long) == "Dogs come to the garden."
+
+
+def evidence_of(*scored):
+    """Evidence of one chunk for each list of texts with scores."""
+    for n, texts in enumerate(scored):
+        chunk = block(f"Note {n}", *texts).chunk
+        yield from (Evidence.of(chunk, span, texts[chunk.text[slice(*span)]]) for span in chunk.spans)
+
+
+def test_further_sentences_are_quoted_if_a_word_of_the_question_is_missing():
+    filler = " ".join(["mud"] * 60)
+    evidence = list(evidence_of(
+        {"Acme rents it.": 0.9, "The mill is old.": 0.6, f"The mill had {filler}.": 0.55, "It is red.": 0.5},
+        {"Bolt rents it.": 0.8, "The barn is new.": 0.3},
+    ))  # fmt: skip
+
+    def quoted(*words):
+        return [e.text for e in quoted_sentences(dict.fromkeys(words, 1.0), evidence, Outlines())]
+
+    assert quoted("rent") == ["Acme rents it.", "Bolt rents it."]
+    assert quoted("rent", "fee")[:3] == ["Acme rents it.", "The mill is old.", f"The mill had {filler}."]
+    assert "The barn is new." not in quoted("rent", "fee"), "it has little of the best score"
+    evidence = list(evidence_of({"Acme rents it.": 0.9, filler: 0.8, f"{filler} too": 0.7, "It is red.": 0.6}))
+    assert [text.split()[-1] for text in quoted("rent", "fee")] == ["it.", "mud"], "100 words together"
+
+
 def test_this_after_a_preposition_is_quoted_with_what_it_means():
     lease = block("Lease", "The tenant may leave in May.", "In this case the fee is EUR 300.")
     assert written("What is the fee?", lease) == "Lease: The tenant may leave in May. In this case the fee is EUR 300."

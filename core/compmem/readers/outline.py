@@ -121,6 +121,19 @@ class Outline:
                 return
             yield at - 1
 
+    def beside(self, place: int) -> Iterator[int]:
+        """The sentence before one of running text and the one after it, in its paragraph."""
+        if self._is_text(place):
+            if place and not self.begins[place] and self._is_text(place - 1):
+                yield place - 1
+            if place + 1 < len(self.texts) and not self.begins[place + 1] and self._is_text(place + 1):
+                yield place + 1
+
+    def _is_text(self, place: int) -> bool:
+        """Whether a sentence is running text: no row, item, rule or code, and nothing that introduces the next ones."""
+        text = self.texts[place]
+        return not (self.introduces(place) or self.code[place] or is_row(text) or is_item(text) or is_rule(text))
+
     def table(self, place: int) -> range:
         """The rows of the table that this one is a row of; empty if it is none."""
         if not is_row(self.texts[place]):

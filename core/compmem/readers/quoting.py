@@ -1,6 +1,5 @@
 """Which of the kept sentences an answer without a language model quotes, and what has to stand beside them."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 
@@ -20,17 +19,20 @@ from compmem.readers.outline import (
 from compmem.schema import Chunk, Evidence
 from compmem.text.sentences import is_row
 
-QUOTED_CHUNKS = 3
-"""Chunks quoted in an answer, if they are good enough."""
+QUOTED_CHUNKS = 5
+"""Chunks of which the best sentence is quoted, if it is good enough."""
 
 MIN_QUOTED_SHARE = 0.4
-"""Minimum share of the best score with which one of them is."""
+"""Minimum share of the best score with which it is."""
 
-QUOTED_SHARE = 0.5
-"""Further chunks with at least this share are quoted too: a question may have several answers."""
+FURTHER_SHARE = 0.5
+"""Minimum share of the best score with which a further sentence is quoted."""
 
-MAX_QUOTED_CHUNKS = 12
-"""Maximum number of chunks quoted in an answer."""
+QUOTED_WORDS = 100
+"""Number of words of the best sentences together up to which further ones are quoted."""
+
+AS_GOOD_SHARE = 0.95
+"""Share of the best score of its chunk with which a sentence is as good."""
 
 MAX_ADDED_SENTENCES = 3
 """Maximum number of sentences of quoted chunks added for words of the question that no quoted sentence has."""
@@ -38,71 +40,67 @@ MAX_ADDED_SENTENCES = 3
 ADDED_SHARE = 0.1
 """Minimum share of the question's weight that such a sentence adds."""
 
-NEARLY_BEST = 0.9
-"""Kept sentences of a quoted chunk with at least this share of its best score are nearly as good."""
+MAX_BESIDE_WORDS = 60
+"""Maximum number of words of a sentence that is quoted because it stands next to the best one."""
 
-EXCEPTION_SHARE = 0.95
-"""Share of the best score from which a short sentence of the best chunk is as good: it may be an exception."""
-
-SHORT_SENTENCE_SHARE = 0.5
-"""Share of the best score of a quoted chunk from which a short sentence of it is quoted too."""
-
-MAX_SHORT_WORDS = 32
-"""Maximum number of words of the kept sentences of a chunk together, so that a short one is quoted too."""
+SHORT_CHUNK = 3
+"""Number of sentences up to which a chunk is short."""
 
 ALONE_SHARE = 0.3
-"""`SHORT_SENTENCE_SHARE` if it shares no other word with the quoted ones: the question asks for two things."""
+"""`ADDED_SHARE` of one that shares no other word with the quoted ones: the question asks for two things."""
 
 
 def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The sentences of an answer: those of the best chunks in reading order, each chunk's in its own.
 
-    Sentences are the best kept one of each of the best chunks, more of a chunk if (nearly) as good; then their context
-    (the answer that a question or heading introduces, the name that a pronoun means, the head and the like rows of a
-    table, the rest of a short block of code); then other sentences of these chunks for words of the question that are
-    still missing.
+    First the best kept sentences; then their context (the answer that a question or heading introduces, the name that a
+    pronoun means, the head and the like rows of a table, the rest of a short block of code); then other sentences of
+    these chunks for words of the question that are still missing. If some are missing even so, the answer may be in
+    other words: the sentences beside the very best one are quoted too.
 
     Args:
         weights: The weight of the root of each word of the question.
         evidence: The kept sentences, at least one.
         outlines: Makes the outlines of their chunks.
     """
-    quoted = _supporting_sentences(weights, evidence)
+    quoted = _best_sentences(weights, evidence, outlines)
     quoted += _context_sentences(weights, quoted, quoted, outlines)
     added = _completing_sentences(weights, quoted, outlines)
     quoted += [*added, *_context_sentences(weights, added, [*quoted, *added], outlines)]
+    if not weights.keys() <= _known(quoted, outlines):
+        quoted += _sentences_beside(weights, quoted, outlines)
     place = {key: n for n, key in enumerate(dict.fromkeys(e.chunk.id for e in quoted))}
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
 
-def _supporting_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence]) -> list[Evidence]:
-    """The best sentence of each of the best chunks, and those of the same chunk that are as good.
+def _known(quoted: Sequence[Evidence], outlines: Outlines) -> set[str]:
+    """The roots of the words of these sentences and of the titles and headings over them."""
+    return set[str]().union(*(outlines.roots(e) | roots(e.chunk.title) for e in quoted))
 
-    One that is nearly as good is quoted too if it has a word of the question that the best one lacks. Of the very best
-    chunks, further good sentences are quoted that are short: lines of lists and records, sentences with a pronoun if
-    the best one has no word of the question but those of the title, and all that are as good in the best one.
+
+def _best_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+    """The best sentences, in the order of the evidence.
+
+    The best one of each of the best chunks; then others up to a number of words together. If the first have all words
+    of the question, only those as good as the best one of their chunk: a question may have several answers.
     """
-    best: dict[str, Evidence] = {}
-    for e in evidence:
-        if e.chunk.id not in best or e.score > best[e.chunk.id].score:
-            best[e.chunk.id] = e
-    ranked = sorted(best.values(), key=lambda e: (-e.score, len(e.text)))
-    first = [e for e in ranked[:QUOTED_CHUNKS] if e.score >= MIN_QUOTED_SHARE * ranked[0].score]
-    others = [e for e in ranked[QUOTED_CHUNKS:MAX_QUOTED_CHUNKS] if e.score >= QUOTED_SHARE * ranked[0].score]
-    chosen = {e.chunk.id: (e.score, weights.keys() - roots(e.text)) for e in [*first, *others]}
-    left = {e.chunk.id: MAX_SHORT_WORDS for e in first}
-    named = {e.chunk.id for e in ranked if (roots(e.text) & weights.keys()) <= roots(e.chunk.title)}
-    kept: dict[tuple[str, str], Evidence] = {}
-    for e in sorted(evidence, key=lambda one: -one.score):
-        of, length = e.chunk.id, len(e.text.split())
-        score, missing = chosen.get(of, (math.inf, set[str]()))
-        more = e.score >= NEARLY_BEST * score and not missing.isdisjoint(roots(e.text))
-        line = is_item(e.text) or is_row(e.text) or (of in named and is_of_someone(e.text))
-        good = SHORT_SENTENCE_SHARE if line else EXCEPTION_SHARE if of == ranked[0].chunk.id else math.inf
-        short = e.score >= good * score and length <= left.get(of, 0)
-        if (e.score == score or more or short) and (of, e.text) not in kept:
-            kept[of, e.text] = e
-            left[of] = left.get(of, 0) - length
+    ranked = sorted(evidence, key=lambda e: (-e.score, len(e.text)))
+    best = dict[str, Evidence]()
+    for e in ranked:
+        best.setdefault(e.chunk.id, e)
+    first = [e for e in islice(best.values(), QUOTED_CHUNKS) if e.score >= MIN_QUOTED_SHARE * ranked[0].score]
+    lacking = not weights.keys() <= _known(first, outlines)
+    kept = {(e.chunk.id, e.text): e for e in first}
+    left = QUOTED_WORDS - sum(len(e.text.split()) for e in first)
+    for e in ranked:
+        if e.score < FURTHER_SHARE * ranked[0].score:
+            break
+        as_good = e.score >= AS_GOOD_SHARE * best[e.chunk.id].score
+        if (e.chunk.id, e.text) not in kept and (as_good or (lacking and _may_answer(weights, e))):
+            left -= len(e.text.split())
+            if left < 0:
+                break
+            kept[e.chunk.id, e.text] = e
     return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
 
 
@@ -122,6 +120,26 @@ def _context_sentences(
         needed = _needed_numbers(weights, chunk, outlines.of(chunk), own, records, whole=whole)
         found += [Evidence.of(chunk, chunk.spans[n]) for n in needed if (chunk.id, chunk.spans[n][0]) not in held]
     return found
+
+
+def _sentences_beside(weights: Mapping[str, float], quoted: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+    """The sentences before and after the best one that are not quoted yet."""
+    best, held = max(quoted, key=lambda e: e.score), {(e.chunk.id, e.start) for e in quoted}
+    near = outlines.of(best.chunk).beside(outlines.place(best))
+    beside = [Evidence.of(best.chunk, best.chunk.spans[n]) for n in near]
+    new = [e for e in beside if (e.chunk.id, e.start) not in held and len(e.text.split()) <= MAX_BESIDE_WORDS]
+    return [e for e in new if _may_answer(weights, e)]
+
+
+def _may_answer(weights: Mapping[str, float], evidence: Evidence) -> bool:
+    """Whether a sentence may answer a question some words of which are missing.
+
+    Of a short chunk, where all sentences have nearly the same score, those with a word of the question, those with a
+    pronoun, and lines of lists, records and tables.
+    """
+    if len(evidence.chunk.spans) > SHORT_CHUNK or not weights.keys().isdisjoint(roots(evidence.text)):
+        return True
+    return is_item(evidence.text) or is_row(evidence.text) or is_of_someone(evidence.text)
 
 
 def _needed_numbers(
@@ -230,7 +248,7 @@ def _completing_sentences(
     Each shares a word with those before it that is not the question's ("Acme rents the Harbour Building. The Harbour
     Building is insured by Lloyd."), follows one and begins with a pronoun, or has much that is missing.
     """
-    known = set[str]().union(*(outlines.roots(e) | roots(e.chunk.title) for e in quoted))
+    known = _known(quoted, outlines)
     missing, linking = {r: weight for r, weight in weights.items() if r not in known}, known - weights.keys()
     others = (
         [(e, outlines.roots(e), is_of_someone(e.text)) for e in _other_sentences(quoted, outlines)] if missing else []
