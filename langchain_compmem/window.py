@@ -6,8 +6,9 @@ from typing import Any, Final, NamedTuple
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.base import BaseLanguageModel
 from langchain_core.messages import BaseMessage, trim_messages
-from langchain_core.runnables import RunnableSequence, RunnableWithFallbacks
-from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables import RunnableSequence
+
+from langchain_compmem.wrappers import innermost
 
 PER_MESSAGE: Final = 8
 """Maximum number of tokens that a chat template adds to a message."""
@@ -54,18 +55,14 @@ def estimate_tokens(text: str) -> int:
 
 
 def _models(runnable: Any) -> Iterator[BaseChatModel]:
-    """The chat models inside retries, fallbacks and bound arguments."""
-    match runnable:
-        case BaseChatModel():
-            yield runnable
-        case RunnableBindingBase():
-            yield from _models(runnable.bound)
-        case RunnableWithFallbacks():
-            for one in runnable.runnables:
-                yield from _models(one)
-        case RunnableSequence():
-            for step in runnable.steps:
-                yield from _models(step)
+    """The chat models inside retries, fallbacks, alternatives, bound arguments and chains."""
+    for one in innermost(runnable):
+        match one:
+            case BaseChatModel():
+                yield one
+            case RunnableSequence():
+                for step in one.steps:
+                    yield from _models(step)
 
 
 def _counter(model: BaseChatModel) -> Count | None:

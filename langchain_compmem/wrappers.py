@@ -1,30 +1,24 @@
-"""Runnables inside those that add a config, retries, fallbacks or configurable fields."""
+"""Runnables inside those that add a config, retries, fallbacks, configurable fields or alternatives."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableWithFallbacks
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.configurable import RunnableConfigurableFields
+from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableAlternatives
 
-_WRAPPERS = (RunnableBindingBase, RunnableConfigurableFields, RunnableWithFallbacks)
+_WRAPPERS = (RunnableBindingBase, DynamicRunnable, RunnableWithFallbacks)
 
 
 def layers(runnable: Any) -> Iterator[Any]:
-    """The runnable, what it wraps, and so on; fallbacks behind what they stand for."""
+    """The runnable, what it wraps, and so on; fallbacks and alternatives behind what they stand for."""
     yield runnable
-    match runnable:
-        case RunnableBindingBase():
-            yield from layers(runnable.bound)
-        case RunnableConfigurableFields():
-            yield from layers(runnable.default)
-        case RunnableWithFallbacks():
-            for one in runnable.runnables:
-                yield from layers(one)
+    for one in _wrapped(runnable):
+        yield from layers(one)
 
 
 def innermost(runnable: Any) -> list[Any]:
-    """The runnables inside that wrap no other one."""
+    """The runnables inside that wrap no other one; of an alternative that is made when it is chosen, its function."""
     return [one for one in layers(runnable) if not isinstance(one, _WRAPPERS)]
 
 
@@ -33,9 +27,33 @@ def with_changed(runnable: Any, change: Callable[[Any], Any]) -> Any:
     match runnable:
         case RunnableBindingBase():
             return runnable.model_copy(update={"bound": with_changed(runnable.bound, change)})
-        case RunnableConfigurableFields():
+        case RunnableConfigurableAlternatives():
+            others = {key: _alternative(one, change) for key, one in runnable.alternatives.items()}
+            return runnable.model_copy(
+                update={"default": with_changed(runnable.default, change), "alternatives": others}
+            )
+        case DynamicRunnable():
             return runnable.model_copy(update={"default": with_changed(runnable.default, change)})
         case RunnableWithFallbacks():
             first, *fallbacks = [with_changed(one, change) for one in runnable.runnables]
             return runnable.model_copy(update={"runnable": first, "fallbacks": fallbacks})
     return change(runnable)
+
+
+def _wrapped(runnable: Any) -> list[Any]:
+    """What a runnable wraps directly."""
+    match runnable:
+        case RunnableBindingBase():
+            return [runnable.bound]
+        case RunnableConfigurableAlternatives():
+            return [runnable.default, *runnable.alternatives.values()]
+        case DynamicRunnable():
+            return [runnable.default]
+        case RunnableWithFallbacks():
+            return list(runnable.runnables)
+    return []
+
+
+def _alternative(one: Any, change: Callable[[Any], Any]) -> Any:
+    """An alternative, or the function that makes it when it is chosen, with its innermost runnables changed."""
+    return with_changed(one, change) if isinstance(one, Runnable) else lambda: with_changed(one(), change)

@@ -61,7 +61,7 @@ def test_a_dataset_makes_the_index_that_one_process_makes(tmp_path, cluster, mon
         assert built.verify() == []
         before = len(built)
         twice = [*documents(1), Document(id="d3", text="Another text.")]
-        with pytest.raises(ValueError, match=r"^document id 'd3' is given twice$"):
+        with pytest.raises(ValueError, match=r"^document id 'd3' is given twice, with different content$"):
             distributed.add_dataset(built, distributed.dataset_of(twice), batch_size=4)
         assert len(built) == before
     with pytest.raises(IncompatibleStoreError, match="made with shards=2, not 3"):
@@ -88,6 +88,8 @@ def test_rows_become_documents():
     ):
         with pytest.raises(ValueError, match=message):
             distributed._documents(pa.table(columns))
+    twice = pa.table({"id": ["a", "b", "a"], "text": ["A.", "B.", "A."]})
+    assert [document.id for document in distributed._documents(twice)] == ["a", "b"]
     with pytest.raises(ValueError, match="split already"):
         distributed._row(Document(id="a", chunks=["One. ", "Two."]))
 

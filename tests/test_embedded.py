@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compmem import Document, IndexConfig, LoopConfig, MemoryIndex
+from compmem import Document, IndexConfig, LoopConfig, MemoryIndex, RuntimeConfig
 from compmem.backbone import Backbone
 from compmem.ingest.compressor import KVCompressor
 from compmem.kv_format import pack, unpack
@@ -70,7 +70,7 @@ def test_an_index_runs_on_it_by_its_name(tmp_path):
             Document(id=c, text=f"The wind was cold that day. {p} lives in {c}. It was late, and the road was empty.")
             for p, c in zip(PEOPLE[:4], CITIES, strict=False)
         )
-    with MemoryIndex.open(tmp_path / "facts.mem") as index:
+    with MemoryIndex.open(tmp_path / "facts.mem", runtime=RuntimeConfig(dtype="int8")) as index:  # the encoder's alone
         answers = [index.answer(f"In which city does {p} live?") for p in PEOPLE[:4]]
         assert all(answer.steps for answer in answers)
         assert sum(answer.found and c in answer.text for answer, c in zip(answers, CITIES, strict=False)) >= 3

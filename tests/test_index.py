@@ -305,6 +305,14 @@ def test_chunks_with_contexts_of_their_own_come_back_with_them(changing):
         assert [c.context for c in changing.chunks("pages")] == list(contexts)[: len(changing.chunks("pages"))]
 
 
+def test_chunks_with_headings_that_their_text_has_not_come_back_with_them(changing):
+    chunks = [Chunk(text=f"Part {n}. ", headings=("Report", f"Section {n}")) for n in range(2)]
+    changing.add([Document(id="pages", chunks=chunks), Document(id="text", text="# Report\n\n## Oak\n\nIt is old.\n")])
+    assert changing.get("text").chunks is None
+    assert changing.add([replace(changing.get("pages"), metadata={"new": True})]) == 1
+    assert [c.headings for c in changing.chunks("pages")] == [chunk.headings for chunk in chunks]
+
+
 def test_bad_calls_are_named(changing, tmp_path):
     with pytest.raises(ValueError, match="k=0"):
         changing.recall(QUESTION, k=0)

@@ -19,7 +19,7 @@ from tests.test_shards import QUESTIONS, asked, documents, searched
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'compmem[ray]'")
 
 from compmem import distributed
-from compmem.shard_actors import ActorIndex, ActorStore, ShardActors
+from compmem.shard_actors import ActorIndex, ActorStore, ShardActors, assign_shards
 
 SHARDS = 3
 
@@ -66,9 +66,9 @@ def local(path):
 
 
 def over_actors(path, local, actors=2):
-    folders = {n: str(shard_path(path, n)) for n in range(SHARDS)}
-    handles = [Handle(dict(list(folders.items())[n::actors]), "exact") for n in range(actors)]
-    started = Processes(str(path), dict(local.store.config), SHARDS, tuple(handles))
+    folders = [shard_path(path, n) for n in range(SHARDS)]
+    handles = [Handle(part, "exact") for part in assign_shards(folders, actors)]
+    started = Processes(str(path), dict(local.store.config), tuple(folders), SHARDS, tuple(handles))
     return ActorIndex.of_store(ActorStore(started), encoder=HashEncoder())
 
 
@@ -203,6 +203,11 @@ def test_actors_of_ray_are_asked_and_started_again(cluster, path, local):
         distributed.open_index(path, actors=0)
     with pytest.raises(StoreError, match="has no index"):
         distributed.open_index(path / "none")
+    with MemoryIndex.create(path.with_name("whole"), IndexConfig(encoder=HashEncoder())) as whole:
+        whole.add(documents())
+    with distributed.open_index(path.with_name("whole"), encoder=HashEncoder()) as index:
+        assert (index.store.folders, index.store.shard_count) == ((path.with_name("whole"),), None)
+        assert index.verify() == []
     with distributed.open_index(path, actors=2, encoder=HashEncoder()) as index:
         same(local, index)
         copy = pickle.loads(pickle.dumps(index))

@@ -271,6 +271,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_ends_the_run_if_it_stays(
         ("= nonsense", "not TOML"),
         ('out = "o"\nbatch = 0\n', "batch=0 must be at least 1"),
         ('out = "o"\nminutes = -1\n', "minutes=-1.0 must be above 0"),
+        ('out = "o"\nminutes = true\n', "minutes=True must be of the type float"),
         ('out = "o"\nbetas = [0.9]\n', "betas="),
     ],
 )
@@ -285,6 +286,9 @@ def test_an_unknown_key_in_a_table_names_the_table(tmp_path):
     file = tmp_path / "lm.toml"
     file.write_text('data = "d"\n[run]\nout = "o"\nspeed = 1\n[mixture]\n[[mixture.components]]\nkind = "random"\n')
     with pytest.raises(ValueError, match=r"in \[run\]: unknown setting 'speed'"):
+        run_stage("lm", file)
+    file.write_text('data = "d"\n[run]\nout = "o"\n[mixture]\n[[mixture.components]]\nkind = "randon"\n')
+    with pytest.raises(ValueError, match="kind='randon' must be one of 'text', 'random'"):
         run_stage("lm", file)
     with pytest.raises(ValueError, match="no stage is called 'gat'"):
         run_stage("gat", file)

@@ -107,8 +107,8 @@ class RuntimeConfig:
     device: str | None = None
     """Torch device of the models. None: CUDA if available, else the CPU."""
     dtype: str | None = None
-    """`"float32"`, `"bfloat16"`, `"float16"`, or for the encoder `"int8"`. None: the fastest that gives the same
-    results."""
+    """`"float32"`, `"bfloat16"`, `"float16"`, or for the encoder alone `"int8"`. None: the fastest that gives the
+    same results."""
     backbone_base: str | None = None
     """Stock model of a backbone whose folder has only what was added to one: a name, folder or `.gguf` file. None: the
     one that the folder names."""

@@ -20,7 +20,7 @@ from compmem.config import IndexConfig, RuntimeConfig
 from compmem.index import MemoryIndex
 from compmem.index_models import IndexModels
 from compmem.ingest.compressor import CompressedBatch
-from compmem.ingest.pipeline import document_batches
+from compmem.ingest.pipeline import document_batches, without_repeats
 from compmem.provenance import record_provenance
 from compmem.schema import Document
 from compmem.shard_actors import assign_shards, local_actor
@@ -114,7 +114,7 @@ def add_dataset(
     """Adds a dataset to an index that is open; returns how many documents were new or changed. See `build`."""
     if num_gpus is None:
         num_gpus = 1 if str(index._models.runtime.device or "").startswith("cuda") else 0
-    folders = list(map(str, index.store.folders))
+    folders = index.store.folders
     writers = _writers(folders)
     number, cpus = _encoder_count_and_cpus(encoders, num_gpus)
     results = dataset.map_batches(
@@ -219,7 +219,7 @@ class _Encoder:
 class _Writer:
     """An actor that writes some shards. No other process writes to them."""
 
-    def __init__(self, folders: Mapping[int, str]) -> None:
+    def __init__(self, folders: Mapping[int, Path]) -> None:
         self._stores = {shard: FolderStore.open(folder) for shard, folder in folders.items()}
         self._claimed: dict[str, int] = {}
 
@@ -231,7 +231,7 @@ class _Writer:
         """
         for name, digest in digests.items():
             if self._claimed.setdefault(name, digest) != digest:
-                raise ValueError(f"document id {name!r} is given twice")
+                raise ValueError(f"document id {name!r} is given twice, with different content")
         return self._stores[shard].hashes(list(digests))
 
     def add(self, shard: int, done: CompressedBatch) -> None:
@@ -247,7 +247,7 @@ class _Writer:
             store.close()
 
 
-def _writers(folders: Sequence[str]) -> list[Any]:
+def _writers(folders: Sequence[Path]) -> list[Any]:
     """Actors on this machine, which take no CPU from the encoders; Ray starts one that was killed again."""
     actor = local_actor(_Writer, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
     return [actor.remote(part) for part in assign_shards(folders, min(MAX_WRITERS, os.cpu_count() or 1))]
@@ -268,13 +268,8 @@ def _encoder_count_and_cpus(encoders: int | None, num_gpus: float) -> tuple[int,
 def _documents(table: "pa.Table") -> list[Document]:
     if missing := [name for name in COLUMNS[:2] if name not in table.column_names]:
         raise ValueError(f"the dataset has no column {missing[0]!r}: it needs 'id' and 'text'")
-    documents = [_document(row) for row in table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()]
-    seen: set[str] = set()
-    for document in documents:
-        if document.id in seen:
-            raise ValueError(f"document id {document.id!r} is given twice")
-        seen.add(document.id)
-    return documents
+    rows = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()
+    return list(without_repeats(map(_document, rows)))
 
 
 def _document(row: Mapping[str, Any]) -> Document:

@@ -113,7 +113,7 @@ class IndexModels:
                 self._backbone = Backbone.load(
                     self._config.backbone,
                     device=self.runtime.device,
-                    dtype=self.runtime.dtype,
+                    dtype=None if self.runtime.dtype == "int8" else self.runtime.dtype,
                     allow_download=self.allow_download or (None if self._backbone_named else False),
                     base=self.runtime.backbone_base,
                 )

@@ -23,7 +23,7 @@ from compmem.index import MemoryIndex, reopen
 from compmem.retrieval.open_shards import Opened, OpenShards, unpack_blocks
 from compmem.retrieval.vector_search import DenseSearch, Scored, merge_scored
 from compmem.schema import Encoder, Vectors
-from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, shard_path, sum_infos
+from compmem.store import JSON, ShardedSnapshot, Snapshot, Store, StoreInfo, open_store, sum_infos
 
 try:
     import ray
@@ -48,7 +48,10 @@ class ShardActors:
     path: str
     config: Mapping[str, Any]
     """Settings that the index was made with."""
-    shards: int
+    folders: tuple[Path, ...]
+    """The folders of the shards, in order; the index's own if it is not divided."""
+    shard_count: int | None
+    """Number of shards; None if the index is not divided."""
     handles: tuple[Any, ...]
 
     @classmethod
@@ -67,11 +70,10 @@ class ShardActors:
         if actors is not None:
             check_integer("actors", actors)
         with open_store(Path(path).absolute()) as store:
-            folders = list(map(str, store.folders))
-            settings = dict(store.config)
+            folders, shard_count, settings = tuple(store.folders), store.shard_count, dict(store.config)
         actor = local_actor(OpenShards, max_restarts=-1, max_concurrency=MAX_CONCURRENCY)
         handles = tuple(actor.remote(part, search) for part in assign_shards(folders, actors or os.cpu_count() or 1))
-        return cls(str(Path(path).absolute()), settings, len(folders), handles)
+        return cls(str(Path(path).absolute()), settings, folders, shard_count, handles)
 
     def stop(self) -> None:
         """End the actors."""
@@ -123,7 +125,7 @@ def local_actor(kind: type, **options: Any) -> Any:
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
-def assign_shards(folders: Sequence[str], most: int) -> list[dict[int, str]]:
+def assign_shards(folders: Sequence[Path], most: int) -> list[dict[int, Path]]:
     """The shards of at most so many actors, each with its folder: shard n is in actor n modulo their number."""
     number = min(len(folders), most)
     return [dict(list(enumerate(folders))[n::number]) for n in range(number)]
@@ -150,15 +152,12 @@ class ActorStore(Store):
     def __init__(self, actors: ShardActors, *, owns_actors: bool = False) -> None:
         self.path = Path(actors.path)
         self.config = actors.config
+        self.folders = actors.folders
+        self.shard_count = actors.shard_count
         self.actors = actors
         self.round_trips = 0
         self._owns_actors = owns_actors
         self._identities: dict[int, Any] | None = None
-
-    @property
-    def temporary(self) -> bool:
-        """Shards are never temporary."""
-        return False
 
     @property
     def generation(self) -> int:
@@ -182,7 +181,7 @@ class ActorStore(Store):
             _raise_first_error(answers)
             facts = {shard: told for opened in views.values() for shard, told in opened.shards.items()}
             self._check({shard: identity for shard, (identity, _, _) in facts.items()})
-            order = [facts[shard] for shard in range(self.actors.shards)]
+            order = [facts[shard] for shard in range(len(self.folders))]
             ask = partial(self._ask, {n: opened.view for n, opened in views.items()})
             yield ShardedSnapshot(ask, [generation for _, generation, _ in order], sum(blocks for *_, blocks in order))
         finally:
@@ -200,23 +199,13 @@ class ActorStore(Store):
 
     def verify(self) -> list[str]:
         """Problems found after reading everything."""
-        found = self.actors.call_all("verify", self.actors.shards, seconds=None)
+        found = self.actors.call_all("verify", len(self.folders), seconds=None)
         return [problem for own in found.values() for problem in own]
 
     def close(self) -> None:
         """Stop the actors, if they were started for this store."""
         if self._owns_actors:
             self.actors.stop()
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders of the shards, in order."""
-        return [shard_path(self.path, shard) for shard in range(self.actors.shards)]
-
-    @property
-    def shard_count(self) -> int | None:
-        """Number of shards."""
-        return self.actors.shards
 
     def _read_only(self, *args: Any, **named: Any) -> NoReturn:
         raise StoreError(f"shards in actors are only read: open the folder {str(self.path)!r} itself to change it")

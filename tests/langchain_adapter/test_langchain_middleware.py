@@ -158,6 +158,9 @@ WRAPS = {
     "retries": lambda reasoner: reasoner.with_retry(stop_after_attempt=2),
     "fallbacks": lambda reasoner: reasoner.with_fallbacks([reasoner.with_config(tags=["other"])]),
     "fields": lambda reasoner: reasoner.configurable_fields(filter=ConfigurableField(id="filter")),
+    "alternatives": lambda reasoner: reasoner.configurable_alternatives(
+        ConfigurableField(id="which"), other=reasoner.with_config(tags=["other"])
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import PromptTemplate
+from langchain_core.runnables import ConfigurableField
 
 from compmem import LoopConfig, RecallConfig
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, ReasoningError
@@ -34,6 +35,8 @@ WAYS = {
     "plain": lambda chat: chat,
     "bound": lambda chat: chat.bind(stop=["x"]).with_config(tags=["mine"]),
     "retried": lambda chat: chat.with_retry(),
+    "a field": lambda chat: chat.configurable_fields(profile=ConfigurableField(id="profile")),
+    "an alternative": lambda chat: ScriptedChat().configurable_alternatives(ConfigurableField(id="which"), mine=chat),
     "behind another": lambda chat: ScriptedChat(replies=[OSError("down")]).with_fallbacks([chat]),
 }
 

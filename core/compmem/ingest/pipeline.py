@@ -58,7 +58,7 @@ class IngestPipeline:
             raise ValueError("add takes documents in a list or another iterable, not one document")
         if not isinstance(documents, Iterable):
             raise TypeError(f"add takes documents in a list or another iterable, not {type(documents).__name__}")
-        distinct: Iterable[Document] = _without_repeats(documents)
+        distinct: Iterable[Document] = without_repeats(documents)
         if isinstance(documents, Sequence):
             distinct = list(distinct)  # a list is checked completely before any document is stored
         incoming = track(distinct, "compressing") if show_progress else distinct
@@ -105,8 +105,13 @@ class IngestPipeline:
         return blocks
 
 
-def _without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, each once, until one has the id of an earlier one and other content."""
+def without_repeats(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, each once, until one has the id of an earlier one and other content.
+
+    Raises:
+        TypeError: One of them is no document.
+        ValueError: An id is given twice, with different content.
+    """
     seen: dict[str, int] = {}
     for document in documents:
         if not isinstance(document, Document):

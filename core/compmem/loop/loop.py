@@ -1,7 +1,7 @@
 """The loop: candidates, gate, recall, read, update the working memory, repeat.
 
 The loop is a generator: it yields requests to read and is sent the results. One driver (`compmem.loop.drivers`) runs it
-for sync, async, streamed and batched answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
+for sync, async and streamed answers. MemAgent (2507.02259), GRU-Mem (2602.10560), LycheeMemory (2602.08382)
 and plain RAG are settings.
 
 The default differs from the papers in three ways. After each update of the working memory, candidates and gate scores

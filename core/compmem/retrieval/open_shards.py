@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -89,7 +90,7 @@ class OpenShards:
         search: The kind of search by vectors, which runs on the CPU.
     """
 
-    def __init__(self, folders: Mapping[int, str], search: Search) -> None:
+    def __init__(self, folders: Mapping[int, Path], search: Search) -> None:
         self._folders = dict(folders)
         self._kind = search
         self._stores: dict[int, FolderStore] = {}

@@ -36,7 +36,7 @@ def errors(path: Path) -> Iterator[None]:
 
 
 def connect(file: Path, mode: str) -> sqlite3.Connection:
-    """A connection with settings for an untrusted folder; `mode` is "ro", "rw", "rwc" or "immutable"."""
+    """A connection with settings for an untrusted folder; `mode` is "ro", "rw" or "immutable"."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     connection = sqlite3.connect(
         f"{file.absolute().as_uri()}?{query}",

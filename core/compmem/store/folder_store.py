@@ -54,6 +54,7 @@ class FolderStore(Store):
 
     def __init__(self, folder: Folder, manifest: Manifest, facts: Mapping[str, Any]) -> None:
         self.path = folder.path
+        self.folders = [folder.path]
         self.config = facts["config"]
         self._kinds: tuple[VectorType, KVType] = (facts["vectors"], self.config.get("kv", "bf16"))
         self._folder = folder
@@ -63,6 +64,7 @@ class FolderStore(Store):
         self._writer: tuple[int, int] | None = None
         self._written: sqlite3.Connection | None = None
         self._remove = temporary.register(self, folder.path)
+        self.temporary = self._remove is not None
 
     @classmethod
     def create(cls, path: Path | str | None, *, config: Mapping[str, Any], vectors: VectorType) -> Self:
@@ -118,21 +120,6 @@ class FolderStore(Store):
         except BaseException:
             manifest.close()
             raise
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders of its shards, in order; its own folder if it is not divided."""
-        return [self.path]
-
-    @property
-    def shard_count(self) -> int | None:
-        """Number of shards; None if it is not divided."""
-        return None
-
-    @property
-    def temporary(self) -> bool:
-        """Whether the folder is removed when the last store of this process that uses it is closed."""
-        return self._remove is not None
 
     @property
     def identity(self) -> tuple[int, int] | None:

@@ -130,21 +130,12 @@ class Store(ABC):
     """The folder."""
     config: Mapping[str, Any]
     """The settings it was created with."""
-
-    @property
-    @abstractmethod
-    def folders(self) -> list[Path]:
-        """The folders of its shards, in order; its own folder if it is not divided."""
-
-    @property
-    @abstractmethod
-    def shard_count(self) -> int | None:
-        """Number of shards; None if it is not divided."""
-
-    @property
-    @abstractmethod
-    def temporary(self) -> bool:
-        """Whether the folder is removed when the last store of this process that uses it is closed."""
+    folders: Sequence[Path]
+    """The folders of its shards, in order; its own folder if it is not divided."""
+    shard_count: int | None = None
+    """Number of shards; None if it is not divided."""
+    temporary: bool = False
+    """Whether the folder is removed when the last store of this process that uses it is closed."""
 
     @property
     @abstractmethod

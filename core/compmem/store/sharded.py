@@ -58,6 +58,8 @@ class ShardedStore(Store):
         self.path = path
         self.shards = tuple(shards)
         self.config = shards[0].config
+        self.folders = [store.path for store in self.shards]
+        self.shard_count = len(self.shards)
         self._totals = TermTotals()
 
     @classmethod
@@ -100,11 +102,6 @@ class ShardedStore(Store):
                     )
             opened.pop_all()
         return cls(folder.path, shards)
-
-    @property
-    def temporary(self) -> bool:
-        """Shards are never temporary."""
-        return False
 
     @property
     def generation(self) -> int:
@@ -150,16 +147,6 @@ class ShardedStore(Store):
             record()  # before the blocks: no block is without the fact which model made it
         for shard, part in parts.items():
             self.shards[shard].add(part, numbers=starts[shard])
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folders of the shards, in order."""
-        return [store.path for store in self.shards]
-
-    @property
-    def shard_count(self) -> int | None:
-        """Number of shards."""
-        return len(self.shards)
 
     def hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """The content hash of each of these documents that is known."""

@@ -102,19 +102,25 @@ class FolderSnapshot(Snapshot):
         return len(self._admitted(filter))
 
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None. Chunks that were given with contexts of their own come back as chunks."""
+        """A document with its text, or None.
+
+        If it was given in chunks with contexts of their own, or with headings that are not in its text, it has these
+        chunks.
+        """
         numbers = self.document_blocks(document_id)
         if not numbers:
             return None
         chunks = self.chunks(numbers)
-        first, own_contexts = chunks[0], len({chunk.context for chunk in chunks}) > 1
+        first, text = chunks[0], "".join(chunk.text for chunk in chunks)
+        own_contexts = len({chunk.context for chunk in chunks}) > 1
+        own_headings = any(h not in text for h in {h for chunk in chunks for h in chunk.headings})
         return Document(
             id=document_id,
             title=first.title,
             context="" if own_contexts else first.context,
             metadata=first.metadata,
-            text="".join(chunk.text for chunk in chunks),
-            chunks=chunks if own_contexts else None,
+            text=text,
+            chunks=chunks if own_contexts or own_headings else None,
         )
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ import json
 import tomllib
 import types
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
 
@@ -68,8 +68,10 @@ def _read(value: Any, hint: Any, file: Path, base: Path, name: str) -> Any:
         return base / Path(value).expanduser()
     if isinstance(value, list):
         return tuple(_read(item, get_args(hint)[0], file, base, name) for item in value)
-    if isinstance(value, int) and hint is float:
+    if type(value) is int and hint is float:
         return float(value)
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        raise ValueError(f"{file}: {name}={value!r} must be one of {', '.join(map(repr, get_args(hint)))}")
     if hint in (int, float, str, bool) and type(value) is not hint:
         raise ValueError(f"{file}: {name}={value!r} must be of the type {hint.__name__}")
     return value
