@@ -78,6 +78,18 @@ def test_a_block_that_no_signal_proposes_gets_a_score_of_the_gate(index):
     assert answer.steps[1].candidates == 0 and 0 < answer.sources[1].score < answer.sources[0].score
 
 
+def test_variables_are_followed_from_value_to_value():
+    with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
+        made.add(Document(id=f"d{n}", text=f"Note {n} is about the wool of the mill.") for n in range(30))
+        made.add([
+            Document(id="a", text="VAR KMQZA = 73518."), Document(id="b", text="VAR PLWSX = VAR KMQZA."),
+            Document(id="c", text="VAR BHUTR = VAR PLWSX."), Document(id="d", text="VAR TYRWQ = 11111."),
+        ])  # fmt: skip
+        answer = made.answer("Find all variables that are assigned the value 73518 in the text above.")
+    assert [s.chunk.document_id for s in answer.sources] == ["a", "b", "c"]
+    assert "VAR BHUTR = VAR PLWSX." in answer.text
+
+
 def test_names_in_code_are_found():
     with MemoryIndex.create(None, IndexConfig(encoder=HashEncoder())) as made:
         made.add(Document(id=f"d{n}", text=f"Note {n} is about wool.") for n in range(30))

@@ -45,14 +45,17 @@ def identifiers(text: str) -> set[str]:
 def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> Iterator[str]:
     """The rare identifiers in the sentences with the highest score that are not in the question, first read first.
 
-    Left out are labels of values and abbreviations, which have neither a digit nor an underscore.
+    Left out are labels of values and, but where something is assigned, words with neither a digit nor an underscore,
+    which are abbreviations.
     """
     best = max((e.score for e in evidence), default=0.0)
     texts = [e.text for e in evidence if e.score == best]
-    found = dict.fromkeys(one for text in texts for one in sorted(identifiers(text) - set(_LABEL.findall(text))))
     asked = identifiers(analyzer.question)
-    specific = (one for one in found if one not in asked and ("_" in one or any(c.isdigit() for c in one)))
-    return (one for one in specific if analyzer.rarity(one) >= MIN_RARITY)
+    found = dict.fromkeys(
+        one for text in texts for one in sorted(identifiers(text) - set(_LABEL.findall(text)) - asked)
+        if "_" in one or any(c.isdigit() for c in one) or " = " in text
+    )  # fmt: skip
+    return (one for one in found if analyzer.rarity(one) >= MIN_RARITY)
 
 
 @dataclass(frozen=True, slots=True)
