@@ -57,7 +57,7 @@ def test_signals_asked_side_by_side_are_those_asked_in_turn(index, monkeypatch):
             "Who is the spouse of the director of Big Eyes?", None, LoopConfig(first_stage=4)
         ) as context:
             in_turn = context.propose(memory)
-            monkeypatch.setattr(candidates, "BESIDE_FROM", 0)
+            monkeypatch.setattr(candidates, "PARALLEL_FROM", 0)
             assert context.propose(memory) == in_turn
             monkeypatch.undo()
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compmem.ingest.chunking import CHARS_PER_TOKEN, split
+from compmem.ingest.chunking import split
 from compmem.schema import Chunk, Document
 from compmem.text.sentences import sentences
+from compmem.text.truncation import CHARS_PER_TOKEN
 
 _TOKEN = re.compile(r"\w{1,4}|[^\w\s]")
 

@@ -215,7 +215,7 @@ def test_actors_of_ray_are_asked_and_started_again(cluster, path, local):
             copy.search("Who?", filter={"even": {"unknown": 1}})
         handle = index.store.actors.handles[0]
         for _ in range(2):
-            pid = ray.get(handle.process.remote())
+            pid = ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
             with index.question_context(QUESTIONS[0]) as context:
                 os.kill(pid, signal.SIGKILL)
                 with pytest.raises(StoreError, match="ask again"):

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -196,9 +196,9 @@ class Bert:
                 x = FloatLayer(layer, ranges)(x, shape)
         return found
 
-    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors of documents `[texts, dim]`, not normalised."""
-        return self._encode(self.settings.prompts.document, texts, show_progress)
+        return self._encode(self.settings.prompts.document, texts)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Vectors of questions `[texts, dim]`, not normalised; several threads' are encoded together."""
@@ -208,7 +208,7 @@ class Bert:
         """How many passes may run at once: as many as their threads fill the cores of a CPU, or one on a GPU."""
         return max(1, (os.cpu_count() or 1) // torch.get_num_threads()) if self._device.type == "cpu" else 1
 
-    def _encode(self, prompt: str, texts: Sequence[str], show_progress: bool = False) -> Vectors:
+    def _encode(self, prompt: str, texts: Sequence[str]) -> Vectors:
         limit = self.settings.max_tokens
         rows = [ids if len(ids) <= limit else [*ids[: limit - 1], self._end] for ids in self._ids(texts, prompt)]
         out = np.empty((len(rows), self.settings.dim), dtype=np.float32)
@@ -217,12 +217,10 @@ class Bert:
             with torch.inference_mode():
                 out[batch] = self._forward([rows[i] for i in batch]).float().cpu().numpy()
 
-        self._in_batches(rows, run, show_progress)
+        self._in_batches(rows, run)
         return out
 
-    def _in_batches(
-        self, rows: Sequence[Sequence[int]], run: Callable[[list[int]], None], show_progress: bool = False
-    ) -> None:
+    def _in_batches(self, rows: Sequence[Sequence[int]], run: Callable[[list[int]], None]) -> None:
         """Runs batches of row numbers; on a CPU several at once, one per core."""
         lengths = [len(r) for r in rows]
         budget = _BATCH_TOKENS.get(self._device.type, 8192)
@@ -230,20 +228,16 @@ class Bert:
         if cores > 1:
             budget = min(budget, max(_MIN_SPLIT_TOKENS, -(-sum(lengths) // cores)))
         batches = _batches(lengths, budget)
-        done: Iterable[None] = (
-            _workers(cores).map(run, batches) if cores > 1 and len(batches) > 1 else map(run, batches)
-        )
-        if show_progress:
-            from rich.progress import track
-
-            done = track(done, description="Encoding", total=len(batches))
-        for _ in done:
-            pass
+        if cores > 1 and len(batches) > 1:
+            list(_workers(cores).map(run, batches))
+            return
+        for batch in batches:
+            run(batch)
 
     def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
         """Vectors `[1 + spans, dim]` of each text and its spans, pooled from one forward pass, not normalised."""
         if self.settings.pooling == "cls":
-            return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
+            return encode_spans_separately(self.encode, texts)
         rows, places = self._windows(texts)
         pooled: list[Vectors] = [np.empty(0, dtype=np.float32)] * len(rows)
 

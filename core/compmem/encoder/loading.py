@@ -39,7 +39,7 @@ _guard = Lock()
 class _Engine(Protocol):
     """The implementation that a loaded encoder runs on."""
 
-    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors: ...
+    def encode(self, texts: Sequence[str]) -> Vectors: ...
 
     def encode_query(self, texts: Sequence[str]) -> Vectors: ...
 
@@ -66,13 +66,13 @@ class LoadedEncoder:
         """Length of a vector; None for a custom object before its first text."""
         return self._dim[0] if self._dim else None
 
-    def encode(self, texts: Sequence[str], *, show_progress: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of documents `[texts, dim]`, in order; `[0, dim]` for no texts.
 
         Raises:
             ValueError: A text cannot be encoded as UTF-8, or the encoder's output is not one finite row per text.
         """
-        return self._unit(texts, lambda: self._engine.encode(texts, show_progress))
+        return self._unit(texts, lambda: self._engine.encode(texts))
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of questions `[texts, dim]`, in order; `[0, dim]` for no texts.
@@ -254,14 +254,14 @@ class _CustomEngine:
         self._documents: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_document", encoder.encode)
         self._questions: Callable[[Sequence[str]], Vectors] = getattr(encoder, "encode_query", encoder.encode)
 
-    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         return self._documents(texts)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         return self._questions(texts)
 
     def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
-        return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
+        return encode_spans_separately(self.encode, texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(_PIECE.findall(text)) for text in texts]
@@ -278,10 +278,10 @@ class _SentenceTransformersEngine:
         self.dim = int(self._model.get_embedding_dimension())
         self.max_tokens = int(self._model.max_seq_length or _FOREIGN_TOKENS)
 
-    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         with self._lock:
             out: Vectors = self._model.encode_document(
-                list(texts), prompt=self._prompts.document, show_progress_bar=show_progress
+                list(texts), prompt=self._prompts.document, show_progress_bar=False
             )
         return out
 
@@ -294,7 +294,7 @@ class _SentenceTransformersEngine:
         return out
 
     def encode_with_spans(self, texts: Sequence[TextWithSpans]) -> list[Vectors]:
-        return encode_spans_separately(lambda plain: self.encode(plain, False), texts)
+        return encode_spans_separately(self.encode, texts)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         with self._lock:

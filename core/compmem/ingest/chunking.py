@@ -15,15 +15,13 @@ from compmem.ingest.headings import LineReader, find_heading
 from compmem.schema import Chunk, Document
 from compmem.text.line_runs import TEXT, open_fence
 from compmem.text.sentences import is_row, sentence_spans, sentences
+from compmem.text.truncation import CHARS_PER_TOKEN
 
 logger = logging.getLogger(__name__)
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
 """Token counts of many texts at once, each including the tokens that the tokenizer adds to every text."""
 
-CHARS_PER_TOKEN = 16
-"""Maximum number of characters of a chunk per token: needed because some tokenizers count no tokens for spaces and
-unknown words."""
 _MAX_HEADINGS = 8
 """A chunk keeps only this many headings, the innermost ones: a deep path would be stored with each chunk below it."""
 _MAX_TABLE_HEAD_CHARS = 200

@@ -181,32 +181,6 @@ class KVGate:
             return [p for states in groups for p in self._gate.probabilities(memory, states)]
 
 
-class QuestionGate:
-    """Another gate that sees the question alone, without the working memory."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-
-    @property
-    def threshold(self) -> float:
-        """That of the other gate."""
-        return self._gate.threshold
-
-    @property
-    def needs_requery(self) -> bool:
-        """As the other gate."""
-        return self._gate.needs_requery
-
-    @property
-    def answerable(self) -> bool:
-        """As the other gate."""
-        return self._gate.answerable
-
-    def score(self, memory: str, blocks: Sequence[int]) -> list[float]:
-        """The score of each block with an empty working memory."""
-        return self._gate.score("", blocks)
-
-
 def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, generator: CandidateGenerator | None) -> Gate:
     """The gate that the settings name.
 
@@ -219,7 +193,7 @@ def make_gate(config: LoopConfig, trained: Gate, blocks: BlockLoader, generator:
         if generator is None:
             raise ValueError("gate='similarity' needs vectors, and this index was made with encoder=None")
         return SimilarityGate(blocks, generator.analyzer)
-    return QuestionGate(trained) if config.gate == "question" else trained
+    return trained
 
 
 def window_features(

@@ -257,7 +257,8 @@ class _RecallLoop:
         return proposed
 
     def _score(self, blocks: Sequence[int]) -> dict[int, float]:
-        scores = dict(zip(blocks, self.context.score(self.memory.text, blocks), strict=True))
+        memory = "" if self.config.gate == "question" else self.memory.text
+        scores = dict(zip(blocks, self.context.score(memory, blocks), strict=True))
         self.usage += Usage(blocks_scored=len(blocks))
         self.scores.update(scores)
         for number, score in scores.items():

@@ -28,7 +28,7 @@ PER_MENTION = 15
 RANKED = 100
 """Blocks in each ranking by the question alone; the gate uses these ranks."""
 
-BESIDE_FROM = 20_000
+PARALLEL_FROM = 20_000
 """Number of blocks from which the dense and the lexical signals run in parallel."""
 
 
@@ -73,7 +73,7 @@ class CandidateGenerator:
     def propose(self, memory: str) -> list[int]:
         """Numbers of candidate blocks, each once, the strongest signal first."""
         state = self.analyzer.analyze(memory)
-        if len(self.lexical_index) < BESIDE_FROM:
+        if len(self.lexical_index) < PARALLEL_FROM:
             near, lexical, linked = self._dense_signals(state), self._lexical_signals(state), self._name_links(state)
         else:  # SQLite and matrix products both release the GIL, so they run in parallel
             with ThreadPoolExecutor(max_workers=1) as beside:

@@ -3,7 +3,6 @@
 Words, vectors, filters and blocks are searched and read here. What is returned are numbers, scores and blocks.
 """
 
-import os
 import secrets
 import threading
 import time
@@ -159,10 +158,6 @@ class OpenShards:
     def infos(self) -> list[StoreInfo]:
         """Statistics of each shard."""
         return [self._store(shard).info() for shard in self._folders]
-
-    def process(self) -> int:
-        """Number of the process."""
-        return os.getpid()
 
     def verify(self, shards: int) -> list[str]:
         """Problems found after reading everything."""

@@ -1,6 +1,7 @@
 """The beginning or the ending of a text, within a number of tokens."""
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Final
 
@@ -8,7 +9,7 @@ Count = Callable[[str], int]
 """Tokens of a text."""
 
 CHARS_PER_TOKEN: Final = 16
-"""Characters per token above which a text counts as too long without being tokenised."""
+"""Maximum number of characters of a text per token: some tokenizers count no tokens for spaces and unknown words."""
 
 _BORDER: Final = re.compile(r"[.!?。！？\n]\s")
 
@@ -17,11 +18,7 @@ def beginning(text: str, limit: int, count: Count) -> int:
     """The end of the longest beginning of at most `limit` tokens, at the end of a sentence or word if one is near."""
     end = min(len(text), limit * CHARS_PER_TOKEN)
     if count(text[:end]) > limit:
-        low, high = 1, end
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if count(text[:middle]) <= limit else (low, middle - 1)
-        end = low
+        end = max(1, bisect_right(range(1, end + 1), limit, key=lambda n: count(text[:n])))
     if end == len(text):
         return end
     borders = [match.end() for match in _BORDER.finditer(text, end // 2, end)]
@@ -35,10 +32,7 @@ def ending(text: str, limit: int, count: Count) -> str:
         return text
     last = text.rstrip().rpartition("\n")[2]
     for parts, separator in ((text.split("\n"), "\n"), (last.split(" "), " "), (list(last), "")):
-        low, high = 0, len(parts)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if count(separator.join(parts[middle:])) <= limit else (middle + 1, high)
-        if kept := separator.join(parts[low:]):
+        first = bisect_left(range(len(parts)), -limit, key=lambda n: -count(separator.join(parts[n:])))
+        if kept := separator.join(parts[first:]):
             return kept
     return ""

@@ -33,9 +33,9 @@ class ParagraphCache:
     """Time of the actual reading."""
     _known: dict[Key, tuple[Vectors, Times]] = field(default_factory=dict)
 
-    def encode(self, texts: Sequence[str], show_progress: bool) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """Vectors of documents `[texts, dim]`; only texts with spans are shared."""
-        return self.inner.encode(texts, show_progress=show_progress)
+        return self.inner.encode(texts)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Vectors of questions `[texts, dim]`."""
