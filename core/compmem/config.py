@@ -12,7 +12,7 @@ VectorType = Literal["int8", "fp16"]
 KVType = Literal["bf16", "int8", "int4"]
 KVPruning = Literal["attention", "kvzip", "kvzip-heads", "kvzap", "expected-attention"]
 KVFusion = Literal["none", "epic", "prophetkv", "cacheblend", "graph-kv", "ape"]
-Search = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
+SearchKind = Literal["exact", "auto", "flat", "hnsw", "ivf-pq"]
 
 SearchMethod = Literal["gate", "hybrid", "dense", "bm25"]
 RecallMethod = Literal["loop", SearchMethod]
@@ -112,7 +112,7 @@ class RuntimeConfig:
     backbone_base: str | None = None
     """Stock model of a backbone whose folder has only what was added to one: a name, folder or `.gguf` file. None: the
     one that the folder names."""
-    search: Search = "exact"
+    search: SearchKind = "exact"
     """Search by vectors: exact in torch, or FAISS flat, HNSW, IVF-PQ; `auto` uses FAISS for large indexes if
     installed."""
     gate: str | None = None

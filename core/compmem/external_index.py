@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -106,12 +107,12 @@ class ExternalIndex(BaseIndex):
 
     def __reduce__(self) -> tuple[Callable[..., "ExternalIndex"], tuple[Any, ...]]:
         """Pickling and deep copies: another index over the same retriever, with nothing cached yet."""
-        options = {
+        options: dict[str, Any] = {
             "aretrieve": self._aretrieve, "encoder": self.config.encoder, "candidates": self._candidates,
             "chunk_tokens": self.config.chunk_tokens, "cached_blocks": self._cached_blocks,
             "runtime": self._models.runtime,
         }  # fmt: skip
-        return _recreate, (type(self), self._retrieve, options)
+        return partial(type(self), self._retrieve, **options), ()
 
     def _for_event_loop(self, loop: asyncio.AbstractEventLoop) -> Self:
         if self._aretrieve is None:
@@ -179,10 +180,6 @@ class ExternalIndex(BaseIndex):
             _without_surrogates(document), chunk_tokens=self.config.chunk_tokens, count=self._models.count_tokens
         )
         return list(pieces)
-
-
-def _recreate(kind: type[ExternalIndex], retrieve: Retrieve, options: Mapping[str, Any]) -> ExternalIndex:
-    return kind(retrieve, **options)
 
 
 NumberedChunks = tuple[tuple[int, Chunk], ...]

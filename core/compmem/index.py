@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from compmem.backbone import Backbone
 from compmem.base_index import BaseIndex, checked_question
 from compmem.checks import checked_ids
-from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, Search
+from compmem.config import IndexConfig, LoopConfig, RecallConfig, RuntimeConfig, SearchKind
 from compmem.devices import device_of
 from compmem.encoder import LoadedEncoder
 from compmem.errors import IncompatibleStoreError
@@ -424,7 +424,7 @@ class MemoryIndex(BaseIndex):
             )
 
     def _search(self, snapshot: Snapshot) -> DenseSearch:
-        def build(kind: Search, device: "torch.device | None" = None) -> DenseSearch:
+        def build(kind: SearchKind, device: "torch.device | None" = None) -> DenseSearch:
             found = [dense_search(vectors, kind, device) for vectors in snapshot.vectors_by_folder()]
             return found[0] if len(found) == 1 else ShardedSearch(found)
 

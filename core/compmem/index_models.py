@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,8 +72,11 @@ class IndexModels:
         """
         self._check_name("encoder", self._config.encoder, self._encoder_named)
         self._check_name("backbone", self._config.backbone, self._backbone_named)
-        named = (self._encoder_named, self._backbone_named, self.allow_download)
-        return _without_store, (self._config, self.runtime, *named)
+        made = partial(
+            IndexModels, None, self._config, encoder=None, backbone=None, gate=None, runtime=self.runtime,
+            encoder_named=self._encoder_named, backbone_named=self._backbone_named, allow_download=self.allow_download,
+        )  # fmt: skip
+        return made, ()
 
     @property
     def encoder(self) -> LoadedEncoder:
@@ -263,12 +267,3 @@ class IndexModels:
         if self._store is not None and not self._encoder_checked:
             check_encoder(self._store, encoder.fingerprint, encoder.name)
             self._encoder_checked = True
-
-
-def _without_store(
-    config: IndexConfig, runtime: RuntimeConfig, encoder_named: bool, backbone_named: bool, allow_download: bool
-) -> IndexModels:
-    return IndexModels(
-        None, config, encoder=None, backbone=None, gate=None, runtime=runtime,
-        encoder_named=encoder_named, backbone_named=backbone_named, allow_download=allow_download,
-    )  # fmt: skip

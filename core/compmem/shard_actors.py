@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compmem.backbone import Backbone
 from compmem.checks import check_integer
-from compmem.config import RuntimeConfig, Search
+from compmem.config import RuntimeConfig, SearchKind
 from compmem.errors import StoreError
 from compmem.index import MemoryIndex, reopen
 from compmem.retrieval.open_shards import Opened, OpenShards, unpack_blocks
@@ -55,7 +55,7 @@ class ShardActors:
     handles: tuple[Any, ...]
 
     @classmethod
-    def start(cls, path: str | Path, actors: int | None = None, search: Search = "exact") -> Self:
+    def start(cls, path: str | Path, actors: int | None = None, search: SearchKind = "exact") -> Self:
         """Start the actors on this machine; they end with this process, or with `stop`.
 
         Args:

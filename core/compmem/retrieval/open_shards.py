@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compmem.config import Search
+from compmem.config import SearchKind
 from compmem.errors import StoreError
 from compmem.locks import Lock
 from compmem.retrieval.vector_search import DenseSearch, NewestSearch, Scored, dense_search
@@ -89,7 +89,7 @@ class OpenShards:
         search: The kind of search by vectors, which runs on the CPU.
     """
 
-    def __init__(self, folders: Mapping[int, Path], search: Search) -> None:
+    def __init__(self, folders: Mapping[int, Path], search: SearchKind) -> None:
         self._folders = dict(folders)
         self._kind = search
         self._stores: dict[int, FolderStore] = {}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compmem.config import Search
+from compmem.config import SearchKind
 from compmem.locks import Lock
 from compmem.schema import Vectors
 
@@ -184,7 +184,7 @@ class FaissSearch(DenseSearch):
         ImportError: FAISS is not installed.
     """
 
-    def __init__(self, vectors: "ChunkVectors", kind: Search) -> None:
+    def __init__(self, vectors: "ChunkVectors", kind: SearchKind) -> None:
         self._faiss = _import_faiss()
         self._numbers = vectors.numbers
         faiss, dim, count = self._faiss, vectors.dim, len(vectors)
@@ -231,7 +231,7 @@ def _best(numbers: NDArray[np.int64], scores: NDArray[np.floating[Any]], k: int)
     return list(zip(numbers[order].tolist(), scores[order].tolist(), strict=True))
 
 
-def dense_search(vectors: "ChunkVectors", kind: Search, device: torch.device | None = None) -> DenseSearch:
+def dense_search(vectors: "ChunkVectors", kind: SearchKind, device: torch.device | None = None) -> DenseSearch:
     """The search that the settings name.
 
     Exact search runs on the device if the vectors fit in its free memory, otherwise on the CPU. FAISS runs on the CPU.

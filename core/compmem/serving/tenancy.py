@@ -11,7 +11,7 @@ from compmem.index import MemoryIndex
 from compmem.schema import AnswerModels, AnswerToken, Chunk, Document, Event, Recall, Step
 from compmem.store import DocumentInfo
 from compmem.store.columns import moment
-from compmem.store.filters import Group, Node, Not, Test, compile_filter
+from compmem.store.filters import Condition, Group, Node, Not, compile_filter
 from compmem.text.unicode import nfc, valid
 
 _NAME: Final = re.compile(r"[\w.-]{1,100}")
@@ -72,7 +72,7 @@ class Tenant:
         if node.operator != "in":  # to which ==, != and "not in" are compiled
             raise ValueError(f"filter 'document_id' takes ==, !=, in and 'not in' here, not {node.operator!r}")
         stored = (nfc(id) for value in node.operand if isinstance(value, str) for id in self.possible_index_ids(value))
-        return Test(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
+        return Condition(node.key, node.operator, (*(v for v in node.operand if not isinstance(v, str)), *stored))
 
     def possible_index_ids(self, document_id: str) -> list[str]:
         """Ids in the index that may belong to this id of the tenant; no other id of the tenant belongs to them."""

@@ -40,7 +40,7 @@ class Cache:
 
     def __init__(self, folder: Folder, vectors: VectorType) -> None:
         self.folder = folder
-        self.kind = vectors
+        self._kind = vectors
         self.kv = KVSegments(folder)
         self._guard = Lock()
         self._arrays: Arrays | None = None
@@ -66,12 +66,16 @@ class Cache:
                     self.kv.close()  # an open segment that was removed by compaction would keep its disk space
             return new
 
+    def layout(self, state: State) -> RowFormat:
+        """The layout of a vector in the files of this state."""
+        return RowFormat(self._kind, state.dim or 0)
+
     def chunk_vectors(self, rows: Rows, state: State, arrays: Arrays) -> ChunkVectors:
         """The whole-chunk vectors of this generation."""
         with self._guard:
             if self._vectors is not None and self._vectors[0] == state.generation:
                 return self._vectors[1]
-            layout = RowFormat(self.kind, state.dim or 0)
+            layout = self.layout(state)
             placed = arrays.rows >= 0
             every = bool(placed.all())
             made = ChunkVectors(
@@ -106,7 +110,7 @@ class Cache:
         dense = [i for i, location in enumerate(locations) if location.row is not None]
         if dense:
             chunk_rows, sentence_rows = self.chunk_rows(state), self.sentence_rows(state)
-            layout = RowFormat(self.kind, state.dim or 0)
+            layout = self.layout(state)
             raws = [raw_rows(locations[i], chunk_rows, sentence_rows, layout) for i in dense]
             every = layout.unpack(np.concatenate(raws))
             ends = np.cumsum([len(raw) for raw in raws])
@@ -162,7 +166,7 @@ class Cache:
             held = self._maps.get((name, state.vectors))
             if held is None or len(held) < rows:
                 file = self.folder.chunks(state.vectors) if name == "chunks" else self.folder.sentences(state.vectors)
-                held = map_rows(self.folder, file, rows, RowFormat(self.kind, state.dim or 0).width)
+                held = map_rows(self.folder, file, rows, self.layout(state).width)
                 self._maps = {k: v for k, v in self._maps.items() if k[1] == state.vectors}
                 self._maps[name, state.vectors] = held
             return held[:rows]

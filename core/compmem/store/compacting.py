@@ -13,7 +13,7 @@ from compmem.store.blocks import BlockLocation, raw_rows, read_kv_tensors, read_
 from compmem.store.cache import Cache
 from compmem.store.folder import Folder
 from compmem.store.manifest import State, read_state, rows_of, write_state
-from compmem.store.vectors import RowFormat, grow_segments
+from compmem.store.vectors import grow_segments
 from compmem.store.writing import refresh_terms
 
 _SLICE: Final = 4096
@@ -51,7 +51,7 @@ def _rewrite_vectors(
 ) -> State:
     if old.dim is None:
         return old
-    layout = RowFormat(cache.kind, old.dim)
+    layout = cache.layout(old)
     new = replace(old, vectors=old.next_file, next_file=old.next_file + 1, chunk_rows=0, sentence_rows=0)
     connection.execute("DELETE FROM segments")
     for at in range(0, max(len(locations), 1), _SLICE):

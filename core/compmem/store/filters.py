@@ -50,7 +50,7 @@ _BATCHES: Final = "SELECT key, id, title, metadata FROM documents WHERE key > ? 
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Condition:
     """A test of the value under a key."""
 
     key: str
@@ -73,7 +73,7 @@ class Not:
     part: "Node"
 
 
-Node = Test | Group | Not
+Node = Condition | Group | Not
 
 
 def compile_filter(conditions: Mapping[str, Any] | Sequence[Any] | Node) -> Node:
@@ -103,7 +103,7 @@ def admitted_documents(node: Node, rows: Rows) -> Numbers:
 
 
 def _keys(node: Node) -> Iterator[str]:
-    if isinstance(node, Test):
+    if isinstance(node, Condition):
         yield node.key
     for part in node.parts if isinstance(node, Group) else [node.part] if isinstance(node, Not) else []:
         yield from _keys(part)
@@ -148,7 +148,7 @@ def _get(metadata: Mapping[str, Any], key: str, composed: dict[int, dict[str, An
 
 
 def _mask(node: Node, columns: Mapping[str, Column], documents: int) -> Hits:
-    if isinstance(node, Test):
+    if isinstance(node, Condition):
         return columns[node.key].mask(node.operator, node.operand)
     if isinstance(node, Not):
         return ~_mask(node.part, columns, documents)
@@ -201,45 +201,45 @@ def _operated(key: str, operator: Any, operand: Any) -> Node:
 
 
 def _equal(key: str, operator: str, operand: Any) -> Node:
-    return Test(key, "in", (_scalar(key, operator, operand),))
+    return Condition(key, "in", (_scalar(key, operator, operand),))
 
 
 def _unequal(key: str, operator: str, operand: Any) -> Node:
     return Not(_equal(key, operator, operand))
 
 
-def _listed(key: str, operator: str, operand: Any) -> Test:
+def _listed(key: str, operator: str, operand: Any) -> Condition:
     if not _is_list(operand):
         raise ValueError(f"filter {key!r}: {operator!r} takes a list, not {reprlib.repr(operand)}")
-    return Test(key, operator, tuple(_scalar(key, operator, value) for value in operand))
+    return Condition(key, operator, tuple(_scalar(key, operator, value) for value in operand))
 
 
 def _not_in(key: str, operator: str, operand: Any) -> Node:
     found = _listed(key, operator, operand)
-    return Not(Test(found.key, "in", found.operand))
+    return Not(Condition(found.key, "in", found.operand))
 
 
 def _ordered(key: str, operator: str, operand: Any) -> Node:
     value = _plain(operand)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"filter {key!r}: {operator!r} takes a number or a string, not {reprlib.repr(operand)}")
-    return Test(key, operator, _scalar(key, operator, value))
+    return Condition(key, operator, _scalar(key, operator, value))
 
 
 def _contains(key: str, operator: str, operand: Any) -> Node:
-    return Test(key, operator, _scalar(key, operator, operand))
+    return Condition(key, operator, _scalar(key, operator, operand))
 
 
 def _text_match(key: str, operator: str, operand: Any) -> Node:
     if not isinstance(operand, str):
         raise ValueError(f"filter {key!r}: {operator!r} takes a string, not {reprlib.repr(operand)}")
-    return Test(key, operator, _text(key, operand))
+    return Condition(key, operator, _text(key, operand))
 
 
 def _is_empty(key: str, operator: str, operand: Any) -> Node:
     if not isinstance(operand, bool):
         raise ValueError(f"filter {key!r}: {operator!r} takes true or false, not {reprlib.repr(operand)}")
-    return Test(key, operator, operand)
+    return Condition(key, operator, operand)
 
 
 _OPERATORS: Final[dict[str, Callable[[str, str, Any], Node]]] = {

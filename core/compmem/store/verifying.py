@@ -11,7 +11,7 @@ from compmem.store.blocks import LocatedBlock, parse_metadata, raw_rows, read_bl
 from compmem.store.cache import Cache
 from compmem.store.manifest import Rows, State
 from compmem.store.records import content_hash
-from compmem.store.vectors import RowFormat, check_segment, segments_of
+from compmem.store.vectors import check_segment, segments_of
 
 _ORPHANS: Final = {
     "blocks without a document": "SELECT number FROM blocks WHERE document NOT IN (SELECT key FROM documents)",
@@ -77,7 +77,7 @@ def _orphans(rows: Rows) -> Iterator[str]:
 
 
 def _segments(rows: Rows, state: State, cache: Cache) -> Iterator[str]:
-    raw, layout = cache.chunk_rows(state), RowFormat(cache.kind, state.dim or 0)
+    raw, layout = cache.chunk_rows(state), cache.layout(state)
     for segment in segments_of(rows, state.chunk_rows):
         try:
             check_segment(raw, segment, layout)
@@ -115,9 +115,7 @@ def _block(rows: Rows, state: State, cache: Cache, block: LocatedBlock) -> Itera
     location, chunk = block.location, block.chunk
     try:
         if location.row is not None:
-            raw_rows(
-                location, cache.chunk_rows(state), cache.sentence_rows(state), RowFormat(cache.kind, state.dim or 0)
-            )
+            raw_rows(location, cache.chunk_rows(state), cache.sentence_rows(state), cache.layout(state))
     except CorruptStoreError as error:
         yield str(error)
     try:
