@@ -43,7 +43,7 @@ TENSOR_NAMES: Final = (*_TYPES["int8"], *_OPTIONAL_TYPES)
 def pack(states: KVStates, kind: KVType) -> KVTensors:
     """A block's tensors.
 
-    Two states in 4 bits share a byte: an even channel in its lower half, the next one in its upper half.
+    In 4 bits, two channels of a state share a byte: the even one is its lower half, the next one its upper half.
 
     Raises:
         ValueError: Keys and values are not of one shape, that of `KVStates`, or not finite, positions or lengths do not

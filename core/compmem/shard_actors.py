@@ -146,7 +146,7 @@ class ActorStore(Store):
         owns_actors: Closing the store stops the actors.
 
     Attributes:
-        round_trips: Calls to the actors by views so far; one asks all actors that it needs at the same time.
+        round_trips: Calls to the actors so far; one asks all actors that it needs at the same time.
     """
 
     def __init__(self, actors: ShardActors, *, owns_actors: bool = False) -> None:

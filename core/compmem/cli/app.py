@@ -48,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""The command; other modules add theirs with `app.add_typer`."""
+"""The command; other modules add theirs with `@app.command()`."""
 
 
 def _show_version(wanted: bool) -> None:

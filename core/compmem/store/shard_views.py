@@ -173,7 +173,7 @@ class ShardedSnapshot(Snapshot):
 
     @property
     def generation(self) -> int:
-        """A number that is another one for every other view."""
+        """A number that differs between views of different commits."""
         return self._generation
 
     def __len__(self) -> int:
