@@ -169,7 +169,7 @@ def _phases(recipe):
 @pytest.mark.parametrize(
     ("name", "stage", "file"),
     [
-        *_phases("embedded"), *_phases("embedded_gpu"), *_phases("smollm2-135m"),
+        *_phases("embedded"), *_phases("smollm2-135m"),
         ("smollm2-135m", "rl", "answer_rl.toml"),
     ],
 )  # fmt: skip
@@ -178,7 +178,7 @@ def test_the_recipes_that_are_ready_can_be_read(name, stage, file, tmp_path):
     assert read_settings(CONFIGS / name / file, kind, base=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded_gpu", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["embedded", "smollm2-135m"])
 def test_each_phase_starts_from_the_one_before(name, tmp_path):
     before = None
     for _, stage, file in _phases(name)[1:]:

@@ -18,7 +18,7 @@ from compmem_research.training.rl import RLTraining
 from compmem_research.training.text import TextPreparation
 
 CONFIGS = Path(compmem_research.training.__file__).parent / "configs"
-READY = {"qwen2.5-7b": "Qwen2.5-7B-Instruct", "qwen3-4b": "Qwen3-4B"}
+READY = {"qwen2.5-7b": "Qwen2.5-7B-Instruct"}
 ADAPTER = AdapterConfig(rank=3, targets=("q", "v", "o", "up", "down"))
 
 
@@ -115,6 +115,6 @@ def test_what_cannot_be_estimated(tmp_path):
     with pytest.raises(ValueError, match="no estimate for 'lm'"):
         estimate_file("lm", tmp_path)
     with pytest.raises(ValueError, match=r"no config\.json"):
-        estimate_file("rl", CONFIGS / "qwen3-4b" / "rl.toml")
+        estimate_file("rl", CONFIGS / "qwen2.5-7b" / "rl.toml")
     with pytest.raises(ValueError, match="lacks 'hidden_size'"):
         Shape.of({"num_attention_heads": 2})

@@ -50,7 +50,6 @@ def backbone(data):
     [
         (Component(kind="random", sizes=(8,), tokens=32), 40),
         (Component(kind="facts", sizes=(48,), items=(2,), tokens=144), 40),
-        (Component(kind="lookup", sizes=(24,), items=(2,), tokens=72), 40),
         (Component(kind="steps", sizes=(48,), items=(2,), distractors=0, tokens=96), 50),
     ],
     ids=lambda value: getattr(value, "kind", ""),

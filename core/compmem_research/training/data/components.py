@@ -28,9 +28,9 @@ from compmem_research.training.data.packed import PackedText
 from compmem_research.training.data.sources import source_of
 from compmem_research.training.data.traces import ANSWER, SKIP, STEP, StepRows
 
-Kind = Literal["text", "random", "rebuild", "continue", "lookup", "facts", "singlehop", "multihop", "steps", "create"]
-"""Plain text; random tokens to repeat; text to repeat; text to continue; keys and values; made-up facts; questions
-about a paragraph; questions about several; steps of the loop; what the model itself writes about a text that it sees
+Kind = Literal["text", "random", "rebuild", "continue", "facts", "singlehop", "multihop", "steps", "create"]
+"""Plain text; random tokens to repeat; text to repeat; text to continue; made-up facts; questions about a
+paragraph; questions about several; steps of the loop; what the model itself writes about a text that it sees
 (self-distillation)."""
 
 Rng = np.random.Generator
@@ -220,23 +220,6 @@ def created_rows(component: Component, turns: Turns, text: PackedText) -> Maker:
     def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
         chunks = [text.window(rng, size, held=held) for _ in range(max(1, component.tokens // size))]
         return [turns.behind(component.part, c, [(turns.create, [])], raw=False) for c in chunks]
-
-    return make
-
-
-def lookup_rows(component: Component, turns: Turns) -> Maker:
-    """Pairs of random tokens, with questions for some of the keys."""
-
-    def make(rng: Rng, size: int, items: int, held: bool) -> list[Example]:
-        raw, rows = rng.random() < component.raw, []
-        colon, stop = turns.encode(":"), turns.encode(".")
-        for _ in range(max(1, component.tokens // size)):
-            room = max(items, size // (4 + len(colon) + len(stop)))
-            keys, values = ([turns.random(rng, 2) for _ in range(room)] for _ in range(2))
-            chunk = [t for k, v in zip(keys, values, strict=True) for t in (*k, *colon, *v, *stop)]
-            picked = rng.permutation(room)[:items]
-            rows.append(turns.asked(component.part, chunk, [(keys[i], values[i]) for i in picked], raw=raw))
-        return rows
 
     return make
 

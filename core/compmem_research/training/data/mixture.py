@@ -20,7 +20,6 @@ from compmem_research.training.data.components import (
     Turns,
     continued_rows,
     created_rows,
-    lookup_rows,
     rebuilt_rows,
     singlehop_rows,
     step_rows,
@@ -188,8 +187,6 @@ def _maker(component: Component, turns: Turns, text: PackedText | None, steps: S
     match component.kind:
         case "random":
             return rebuilt_rows(component, turns, None)
-        case "lookup":
-            return lookup_rows(component, turns)
         case "facts":
             return FactRows(component, turns, text)
         case "singlehop":
