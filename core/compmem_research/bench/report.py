@@ -95,7 +95,7 @@ def _recall(run: Mapping[str, Any]) -> Iterator[str]:
         interval = "-" if low is None else f"{low:.1f} to {high:.1f}"
         cells = " | ".join(f"{row[m]:.1f}" if m in row else "-" for m in shown)
         yield f"| {name} | {cells} | {interval} | {row['seconds_per_question']:.3f} |"
-    if losses := run["losses"]:
+    if losses := run.get("losses"):
         yield ""
         yield (
             f"Where gold passages are lost (first 200 questions): the first stage proposes "
