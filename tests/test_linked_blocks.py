@@ -3,7 +3,10 @@
 import pytest
 
 from compmem import Chunk, Document, Evidence, IndexConfig, LoopConfig, MemoryIndex, WorkingMemory
+from compmem.readers.identifiers import rare_identifiers
+from compmem.retrieval.query import QueryAnalyzer
 from tests.hashing import HashEncoder
+from tests.test_gate import StubIndex
 
 QUESTION = "Which supplier makes the spare part of Press 1?"
 PARTS = {f"PT-{1000 + 7 * n}": f"Maker {n}" for n in range(60)}
@@ -88,6 +91,25 @@ def test_variables_are_followed_from_value_to_value():
         answer = made.answer("Find all variables that are assigned the value 73518 in the text above.")
     assert [s.chunk.document_id for s in answer.sources] == ["a", "b", "c"]
     assert "VAR BHUTR = VAR PLWSX." in answer.text
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("The client sets timeout = 5 and speaks HTTPS only.", []),
+        ("SELECT name FROM users WHERE id = 5", []),
+        ("if (speed == LIMIT) return TRUE;", []),
+        ("SPEED = LIMIT;", ["LIMIT", "SPEED"]),
+        ("X=LIMIT", ["LIMIT"]),
+        ("LIMIT := MAXIMUM", ["LIMIT", "MAXIMUM"]),
+        ("VAR KMQZA = VAR PLWSX", ["KMQZA", "PLWSX"]),
+        ("Part MX-730 of the NATO list", ["MX-730"]),
+    ],
+)
+def test_words_in_capitals_are_followed_only_beside_the_sign_of_an_assignment(text, names):
+    analyzer = QueryAnalyzer("What is it?", HashEncoder(), StubIndex())
+    evidence = [Evidence.of(Chunk(text=text), (0, len(text)), 1.0)]
+    assert list(rare_identifiers(evidence, analyzer)) == names
 
 
 def test_names_in_code_are_found():

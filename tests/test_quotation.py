@@ -9,6 +9,7 @@ from compmem.readers.quotation import quotation
 from compmem.readers.quoting import quoted_sentences
 from compmem.schema import Chunk, Evidence, MemoryBlock
 from compmem.text.sentences import sentences
+from compmem.text.tokenize import content_terms, root
 from tests.hashing import HashEncoder
 from tests.test_extractive import block, written
 
@@ -115,8 +116,37 @@ def test_further_sentences_are_quoted_if_a_word_of_the_question_is_missing():
     assert quoted("rent") == ["Acme rents it.", "Bolt rents it."]
     assert quoted("rent", "fee")[:3] == ["Acme rents it.", "The mill is old.", f"The mill had {filler}."]
     assert "The barn is new." not in quoted("rent", "fee"), "it has little of the best score"
-    evidence = list(evidence_of({"Acme rents it.": 0.9, filler: 0.8, f"{filler} too": 0.7, "It is red.": 0.6}))
-    assert [text.split()[-1] for text in quoted("rent", "fee")] == ["it.", "mud"], "100 words together"
+    evidence = list(evidence_of({"Acme rents it.": 0.9, filler: 0.8, f"{filler} too": 0.7, "Paint is red.": 0.6}))
+    assert [text.split()[-1] for text in quoted("rent", "fee")] == ["it.", "mud", "red."], "100 words together"
+
+
+def test_each_chunk_that_answers_is_quoted_whatever_its_length():
+    filler = " ".join(["mud"] * 40)
+    kept = list(evidence_of(*({f"Site {n} has a boiler and {filler}.": 0.9, "It is red.": 0.4} for n in range(8))))
+    quoted = quoted_sentences({"boile": 1.0}, kept, Outlines())
+    assert [e.chunk.title for e in quoted] == [f"Note {n}" for n in range(8)]
+
+
+def test_a_line_is_quoted_with_those_of_its_record_that_the_question_asks_for():
+    def record(name, phone):
+        return of_document(name, f"Name: {name}\nOffice: Ulm\nPhone: {phone}").chunk
+
+    ann, bob = record("Ann Lind", 4401), record("Bob Ek", 4402)
+    kept = [Evidence.of(ann, ann.spans[0], 0.8), Evidence.of(ann, ann.spans[2], 0.33)]
+    kept += [Evidence.of(bob, bob.spans[2], 0.4)]
+    asked = {root(t): 1.0 for t in content_terms("Which phone does Ann Lind have?")}
+    assert [e.text for e in quoted_sentences(asked, kept, Outlines())][:2] == ["Name: Ann Lind", "Phone: 4401"]
+
+
+def test_a_row_is_not_quoted_with_rows_that_have_a_word_in_common_with_all():
+    rows = [f"| {name} | {n}0 cm |" for n, name in enumerate(("Oak table", "Ash bench", "Fir ladder"), 1)]
+    table = of_document("", "\n".join(["| Product | Size |", "| --- | --- |", *rows])).chunk
+    kept = [Evidence.of(table, table.spans[n], 0.8 if n == 4 else 0.5) for n in (2, 3, 4)]
+    asked = {root(t): 1.0 for t in content_terms("What does the fir ladder of 30 cm cost?")}
+    assert [e.text for e in quoted_sentences(asked, kept, Outlines())] == [
+        "| Product | Size |",
+        "| Fir ladder | 30 cm |",
+    ]
 
 
 def test_this_after_a_preposition_is_quoted_with_what_it_means():

@@ -55,10 +55,12 @@ def test_other_words_count_half_where_all_names_are_known():
     assert share("What do Acme and Zorblatt cost?") > share("What do Acme and Lloyd cost?")
 
 
-def test_other_words_count_half_where_a_number_is_known():
-    texts = TEXTS | {"Code": "The code is 73518 since 1920."}
-    known, year = share("Find what is assigned 73518", texts), share("Find what is assigned 1920", texts)
-    assert 0.3 < known < 0.5 < year == pytest.approx(2 * known, rel=0.05)
+def test_other_words_count_half_where_a_code_is_known():
+    texts = TEXTS | {"Code": "The codes of the 412 doors are 73518 and mx730 since 1920."}
+    known, part, year, amount = (share(f"Find what is assigned {one}", texts) for one in (73518, "MX730", 1920, 412))
+    assert 0.3 < known < 0.5
+    assert part == pytest.approx(known, rel=0.05)
+    assert [year, amount] == pytest.approx([2 * known] * 2, rel=0.05)
 
 
 def test_long_words_are_not_compared_by_letters():

@@ -11,17 +11,16 @@ _MIN_WORD_LETTERS, _MAX_WORD_LETTERS = 5, 40
 """Letters of a word that is taken for another one, mistyped, if the two differ by one letter."""
 _ENGLISH = 0.25
 """Share of blocks with "the" from which an index is in English."""
-_NUMBER: Final = re.compile(r"[a-z]{0,8}\d{3,20}")
-_YEAR: Final = re.compile(r"[12]\d{3}")
+_CODE: Final = re.compile(r"[a-z]{1,8}\d{3,20}|\d{5,20}")
+"""A part number, an account or the like; shorter numbers are amounts and years."""
 
 
 def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:
     """Weighted share of the question's words that no block has; an unknown word weighs as much as the rarest word.
 
     0 if the question or most blocks are not in English: in another language the same thing has other words. Half as
-    much if blocks have all names of the question, or a number of it with at least three digits that is no year: they
-    may say the rest in other words. A word that differs from one of these blocks by one letter is mistyped, not
-    unknown.
+    much if blocks have all names of the question, or a code of it: they may say the rest in other words. A word that
+    differs from one of these blocks by one letter is mistyped, not unknown.
 
     Args:
         state: The question without a working memory.
@@ -34,8 +33,8 @@ def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:
     unknown = [word for word in state.unknown if known_forms.isdisjoint(_without_a_letter(word, [word]))]
     names = {word for name in state.capitalised for word in name.split()}
     has_names = bool(names) and names.isdisjoint(unknown)
-    has_number = any(_NUMBER.fullmatch(word) and not _YEAR.fullmatch(word) for word in known & state.weights.keys())
-    return len(unknown) / (len(unknown) + sum(state.weights.values()) or 1.0) / (2 if has_names or has_number else 1)
+    has_code = any(_CODE.fullmatch(word) for word in known & state.weights.keys())
+    return len(unknown) / (len(unknown) + sum(state.weights.values()) or 1.0) / (2 if has_names or has_code else 1)
 
 
 def _without_a_letter(word: str, near: Sequence[str]) -> Iterator[str]:

@@ -31,6 +31,10 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(_IDENTIFIER.pattern + r"(?=:\s)")
+_ASSIGNED = re.compile(
+    rf"{_IDENTIFIER.pattern}(?=\s?:?=(?![=>]))|(?<![=!<>])=(?![=>])\s?(?:[A-Za-z]{{1,8}}\s)?(?P<value>{_IDENTIFIER.pattern})"
+)
+"""A name beside the sign of an assignment, as in `LIMIT = MAXIMUM`; the value may have a word before it."""
 _LENGTHS = range(3, 65)
 
 
@@ -45,17 +49,20 @@ def identifiers(text: str) -> set[str]:
 def rare_identifiers(evidence: Sequence[Evidence], analyzer: QueryAnalyzer) -> Iterator[str]:
     """The rare identifiers in the sentences with the highest score that are not in the question, first read first.
 
-    Left out are labels of values and, but where something is assigned, words with neither a digit nor an underscore,
-    which are abbreviations.
+    Left out are labels of values and abbreviations: words with neither a digit nor an underscore, unless they stand
+    beside the sign of an assignment.
     """
     best = max((e.score for e in evidence), default=0.0)
     texts = [e.text for e in evidence if e.score == best]
+    found = dict.fromkeys(one for text in texts for one in sorted(_specific(text) - set(_LABEL.findall(text))))
     asked = identifiers(analyzer.question)
-    found = dict.fromkeys(
-        one for text in texts for one in sorted(identifiers(text) - set(_LABEL.findall(text)) - asked)
-        if "_" in one or any(c.isdigit() for c in one) or " = " in text
-    )  # fmt: skip
-    return (one for one in found if analyzer.rarity(one) >= MIN_RARITY)
+    return (one for one in found if one not in asked and analyzer.rarity(one) >= MIN_RARITY)
+
+
+def _specific(text: str) -> set[str]:
+    """The identifiers of a text that are no abbreviations."""
+    assigned = {found["value"] or found[0] for found in _ASSIGNED.finditer(text)}
+    return {one for one in identifiers(text) if "_" in one or any(c.isdigit() for c in one) or one in assigned}
 
 
 @dataclass(frozen=True, slots=True)

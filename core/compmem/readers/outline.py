@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final
 
 from compmem.schema import Chunk, Evidence
-from compmem.text.line_runs import ATX, RULE, is_labelled, open_fence
+from compmem.text.line_runs import ATX, RULE, is_code, is_labelled, open_fence
 from compmem.text.sentences import is_row
 from compmem.text.tokenize import content_terms, root, words
 
@@ -50,6 +50,8 @@ class Outline:
     texts: tuple[str, ...]
     begins: tuple[bool, ...]
     """Whether a paragraph begins with each sentence."""
+    lines: tuple[bool, ...]
+    """Whether each sentence is a line of its own, or several."""
     levels: tuple[int, ...]
     """For each sentence, the level of the heading that it is, 1 for the outermost; 0: it is none."""
     heads: tuple[int, ...]
@@ -66,12 +68,14 @@ class Outline:
     def of(cls, chunk: Chunk) -> "Outline":
         """The outline of a chunk; one without sentences is a single one."""
         texts = tuple(chunk.sentence_texts())
-        begins = (True, *(chunk.text[a:b].count("\n") > 1 for (_, a), (b, _) in pairwise(chunk.spans)))
+        breaks = [chunk.text[a:b].count("\n") for (_, a), (b, _) in pairwise(chunk.spans)]
+        begins = (True, *(count > 1 for count in breaks))
+        lines = tuple(before > 0 and after > 0 for before, after in pairwise([1, *breaks, 1]))
         code = tuple(_blocks_of_code(texts))
         levels = _levels(texts, begins, code)
         continues = bool(chunk.headings) and is_row(chunk.headings[-1])
         sections = chunk.headings[:-1] if continues else chunk.headings
-        return cls(texts, begins, levels, tuple(_heads(texts, begins, levels)), code, sections, continues)
+        return cls(texts, begins, lines, levels, tuple(_heads(texts, begins, levels)), code, sections, continues)
 
     def introduces(self, place: int) -> bool:
         """Whether a sentence only says what the next are about."""
@@ -130,8 +134,10 @@ class Outline:
                 yield place + 1
 
     def _is_text(self, place: int) -> bool:
-        """Whether a sentence is running text: no row, item, rule or code, and nothing that introduces the next ones."""
+        """Whether a sentence is running text: no row, item, rule, code or labelled line, and it introduces nothing."""
         text = self.texts[place]
+        if self.lines[place] and (is_labelled(text) or is_code(text)):
+            return False
         return not (self.introduces(place) or self.code[place] or is_row(text) or is_item(text) or is_rule(text))
 
     def table(self, place: int) -> range:

@@ -19,20 +19,20 @@ from compmem.readers.outline import (
 from compmem.schema import Chunk, Evidence
 from compmem.text.sentences import is_row
 
-QUOTED_CHUNKS = 5
-"""Chunks of which the best sentence is quoted, if it is good enough."""
+MAX_QUOTED_CHUNKS = 12
+"""Maximum number of chunks of which the best sentence is quoted: a question may have several answers."""
 
-MIN_QUOTED_SHARE = 0.4
-"""Minimum share of the best score with which it is."""
-
-FURTHER_SHARE = 0.5
-"""Minimum share of the best score with which a further sentence is quoted."""
-
-QUOTED_WORDS = 100
-"""Number of words of the best sentences together up to which further ones are quoted."""
+QUOTED_SHARE = 0.5
+"""Minimum share of the best score with which it is; of a further sentence, of the best score of its chunk."""
 
 AS_GOOD_SHARE = 0.95
 """Share of the best score of its chunk with which a sentence is as good."""
+
+MIN_QUOTED_SHARE = 0.4
+"""Minimum share of the best score with which a further sentence is quoted."""
+
+QUOTED_WORDS = 100
+"""Number of words of these sentences together up to which further ones are quoted."""
 
 MAX_ADDED_SENTENCES = 3
 """Maximum number of sentences of quoted chunks added for words of the question that no quoted sentence has."""
@@ -79,29 +79,34 @@ def _known(quoted: Sequence[Evidence], outlines: Outlines) -> set[str]:
 
 
 def _best_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
-    """The best sentences, in the order of the evidence.
-
-    The best one of each of the best chunks; then others up to a number of words together. If the first have all words
-    of the question, only those as good as the best one of their chunk: a question may have several answers.
-    """
+    """The best sentence of each of the best chunks, and further ones up to a number of words; as in the evidence."""
     ranked = sorted(evidence, key=lambda e: (-e.score, len(e.text)))
-    best = dict[str, Evidence]()
+    top, best = ranked[0].score, dict[str, Evidence]()
     for e in ranked:
         best.setdefault(e.chunk.id, e)
-    first = [e for e in islice(best.values(), QUOTED_CHUNKS) if e.score >= MIN_QUOTED_SHARE * ranked[0].score]
+    first = [e for e in islice(best.values(), MAX_QUOTED_CHUNKS) if e.score >= QUOTED_SHARE * top]
     lacking = not weights.keys() <= _known(first, outlines)
     kept = {(e.chunk.id, e.text): e for e in first}
     left = QUOTED_WORDS - sum(len(e.text.split()) for e in first)
-    for e in ranked:
-        if e.score < FURTHER_SHARE * ranked[0].score:
-            break
-        as_good = e.score >= AS_GOOD_SHARE * best[e.chunk.id].score
-        if (e.chunk.id, e.text) not in kept and (as_good or (lacking and _may_answer(weights, e))):
-            left -= len(e.text.split())
-            if left < 0:
-                break
+    for e in (e for e in ranked if e.score >= MIN_QUOTED_SHARE * top):
+        length = len(e.text.split())
+        if length <= left and (e.chunk.id, e.text) not in kept and _adds(weights, e, best[e.chunk.id], lacking=lacking):
+            left -= length
             kept[e.chunk.id, e.text] = e
     return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
+
+
+def _adds(weights: Mapping[str, float], evidence: Evidence, best: Evidence, *, lacking: bool) -> bool:
+    """Whether a sentence is as good as the `best` one of its chunk or says more.
+
+    It has a word of the question that this one lacks; or the first sentences quoted lack some together (`lacking`), and
+    it may say the same in other words.
+    """
+    if evidence.score >= AS_GOOD_SHARE * best.score:
+        return True
+    if not roots(evidence.text) & weights.keys() <= roots(best.text):
+        return True
+    return lacking and evidence.score >= QUOTED_SHARE * best.score and _may_answer(weights, evidence)
 
 
 def _context_sentences(
@@ -128,18 +133,20 @@ def _sentences_beside(weights: Mapping[str, float], quoted: Sequence[Evidence], 
     near = outlines.of(best.chunk).beside(outlines.place(best))
     beside = [Evidence.of(best.chunk, best.chunk.spans[n]) for n in near]
     new = [e for e in beside if (e.chunk.id, e.start) not in held and len(e.text.split()) <= MAX_BESIDE_WORDS]
-    return [e for e in new if _may_answer(weights, e)]
+    return [e for e in new if _may_answer(weights, e) or (e.start > best.start and is_of_someone(e.text))]
 
 
 def _may_answer(weights: Mapping[str, float], evidence: Evidence) -> bool:
     """Whether a sentence may answer a question some words of which are missing.
 
-    Of a short chunk, where all sentences have nearly the same score, those with a word of the question, those with a
-    pronoun, and lines of lists, records and tables.
+    No row of a table, whose rows are alike. Of a short chunk, where all sentences have nearly the same score, items of
+    lists, lines with a label, and what has a word of the question.
     """
-    if len(evidence.chunk.spans) > SHORT_CHUNK or not weights.keys().isdisjoint(roots(evidence.text)):
+    if is_row(evidence.text):
+        return False
+    if len(evidence.chunk.spans) > SHORT_CHUNK or is_item(evidence.text):
         return True
-    return is_item(evidence.text) or is_row(evidence.text) or is_of_someone(evidence.text)
+    return not weights.keys().isdisjoint(roots(evidence.text))
 
 
 def _needed_numbers(

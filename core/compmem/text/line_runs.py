@@ -118,6 +118,11 @@ def is_separated(line: str) -> bool:
     return sum(1 for _ in islice(_SEPARATOR.finditer(line), _MIN_SEPARATORS)) == _MIN_SEPARATORS
 
 
+def is_code(line: str) -> bool:
+    """Whether a line looks like one of code or of settings."""
+    return _CODE_LINE.match(line) is not None or _ends_as_code(line.strip())
+
+
 def _ends_as_code(line: str) -> bool:
     """Whether a line ends with a mark that ends a line of code, and is no prose."""
     if not line.endswith(_CODE_ENDS):
@@ -138,8 +143,7 @@ class _Line:
         self.is_table_row = _PIPED.match(line) is not None
         self.stands_apart = self.is_table_row or any(
             (
-                _CODE_LINE.match(line),
-                _ends_as_code(words),
+                is_code(line),
                 ATX.match(line.rstrip()),
                 RULE.match(line.rstrip()),
                 _BOLD_LINE.match(line),
