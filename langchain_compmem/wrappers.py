@@ -18,7 +18,7 @@ def layers(runnable: Any) -> Iterator[Any]:
 
 
 def innermost(runnable: Any) -> list[Any]:
-    """The runnables inside that wrap no other one; of an alternative that is made when it is chosen, its function."""
+    """The runnables inside that wrap no other one. An alternative that a function makes is made to look at it."""
     return [one for one in layers(runnable) if not isinstance(one, _WRAPPERS)]
 
 
@@ -46,7 +46,8 @@ def _wrapped(runnable: Any) -> list[Any]:
         case RunnableBindingBase():
             return [runnable.bound]
         case RunnableConfigurableAlternatives():
-            return [runnable.default, *runnable.alternatives.values()]
+            others = runnable.alternatives.values()
+            return [runnable.default, *(one if isinstance(one, Runnable) else one() for one in others)]
         case DynamicRunnable():
             return [runnable.default]
         case RunnableWithFallbacks():

@@ -306,11 +306,15 @@ def test_chunks_with_contexts_of_their_own_come_back_with_them(changing):
 
 
 def test_chunks_with_headings_that_their_text_has_not_come_back_with_them(changing):
-    chunks = [Chunk(text=f"Part {n}. ", headings=("Report", f"Section {n}")) for n in range(2)]
-    changing.add([Document(id="pages", chunks=chunks), Document(id="text", text="# Report\n\n## Oak\n\nIt is old.\n")])
+    table = "| Part | Price |\n| --- | --- |\n" + "".join(f"| screw {n} | {n} cents a piece |\n" for n in range(300))
+    changing.add([Document(id="text", text=f"# Report\n\n## Oak ##\n\n{table}\nEnd\n===\n\nIt is old.\n")])
+    assert {h for c in changing.chunks("text") for h in c.headings} == {"Report", "Oak", "| Part | Price |", "End"}
     assert changing.get("text").chunks is None
-    assert changing.add([replace(changing.get("pages"), metadata={"new": True})]) == 1
-    assert [c.headings for c in changing.chunks("pages")] == [chunk.headings for chunk in chunks]
+    for headings in (("Report", "Section"), ("Part",)):
+        chunks = [Chunk(text=f"Part {n}. ", headings=headings, context="page") for n in range(2)]
+        changing.add([Document(id="pages", title="Pages", chunks=chunks)])
+        assert changing.add([replace(changing.get("pages"), title="New", metadata={"new": True})]) == 1
+        assert [(c.headings, c.title) for c in changing.chunks("pages")] == [(headings, "New")] * 2
 
 
 def test_bad_calls_are_named(changing, tmp_path):

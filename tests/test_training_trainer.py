@@ -282,6 +282,21 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path, text, message):
         read_settings(file, RunSettings)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = ["random"]', "kind=.*random.* must be one of"),
+        ('kind = "random"\nsizes = 128', "sizes=128 must be a list"),
+        ('kind = "random"\ntasks = "world"', "tasks='world' must be a list"),
+    ],
+)
+def test_a_list_and_a_single_value_are_told_apart(tmp_path, text, message):
+    file = tmp_path / "lm.toml"
+    file.write_text(f'data = "d"\n[run]\nout = "o"\n[mixture]\n[[mixture.components]]\n{text}\n')
+    with pytest.raises(ValueError, match=message):
+        run_stage("lm", file)
+
+
 def test_an_unknown_key_in_a_table_names_the_table(tmp_path):
     file = tmp_path / "lm.toml"
     file.write_text('data = "d"\n[run]\nout = "o"\nspeed = 1\n[mixture]\n[[mixture.components]]\nkind = "random"\n')

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from compmem.errors import IncompatibleStoreError
 from compmem.gate import GateHead
 from compmem.index_models import IndexModels
 from compmem.index_settings import config_of_store, settings_json, with_absolute_folders
-from compmem.ingest.chunking import split
+from compmem.ingest.chunking import has_own_labels, split
 from compmem.ingest.pipeline import IngestPipeline
 from compmem.ingest.workers import Workers
 from compmem.loop.blocks import BlockCache, BlockLoader
@@ -325,9 +326,13 @@ class MemoryIndex(BaseIndex):
     # Reading
 
     def get(self, document_id: str) -> Document | None:
-        """The whole document with that id, or None."""
+        """The whole document with that id, or None.
+
+        It has chunks only if it was given in chunks with contexts or headings that splitting its text does not give.
+        """
         with self.store.snapshot() as snapshot:
-            return snapshot.document(document_id)
+            document = snapshot.document(document_id)
+        return document if document is None or has_own_labels(document) else replace(document, chunks=None)
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:
         """The metadata of the document with that id, or None."""

@@ -3,7 +3,7 @@
 import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_compmem import CompMemReasoner, CompMemRetriever, CompMemVectorStore, EmbeddingsEncoder
@@ -58,6 +58,7 @@ async def test_a_retriever_with_a_config_retries_or_fallbacks_is_wrapped(way, ow
         plain.with_config(tags=["mine"]),
         plain.with_retry(),
         plain.with_fallbacks([plain]).with_config(tags=["mine"]),
+        plain.configurable_alternatives(ConfigurableField(id="which"), made=lambda: plain),
         RunnableLambda(lambda question: WORLD[:4]),
     ):
         retriever = CompMemRetriever.from_retriever(inner, embeddings=Hashed(), k=4)

@@ -159,7 +159,7 @@ WRAPS = {
     "fallbacks": lambda reasoner: reasoner.with_fallbacks([reasoner.with_config(tags=["other"])]),
     "fields": lambda reasoner: reasoner.configurable_fields(filter=ConfigurableField(id="filter")),
     "alternatives": lambda reasoner: reasoner.configurable_alternatives(
-        ConfigurableField(id="which"), other=reasoner.with_config(tags=["other"])
+        ConfigurableField(id="which"), other=reasoner.with_config(tags=["other"]), made=lambda: reasoner
     ),
 }
 

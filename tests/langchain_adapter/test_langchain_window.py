@@ -37,6 +37,9 @@ WAYS = {
     "retried": lambda chat: chat.with_retry(),
     "a field": lambda chat: chat.configurable_fields(profile=ConfigurableField(id="profile")),
     "an alternative": lambda chat: ScriptedChat().configurable_alternatives(ConfigurableField(id="which"), mine=chat),
+    "an alternative made when chosen": lambda chat: ScriptedChat().configurable_alternatives(
+        ConfigurableField(id="which"), mine=lambda: chat
+    ),
     "behind another": lambda chat: ScriptedChat(replies=[OSError("down")]).with_fallbacks([chat]),
 }
 

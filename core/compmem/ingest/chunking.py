@@ -96,6 +96,15 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
         )
 
 
+def has_own_labels(document: Document) -> bool:
+    """Whether chunks of a document have a context or headings that splitting its text would not give them."""
+    chunks = [chunk for chunk in document.chunks or () if isinstance(chunk, Chunk)]
+    headings = {heading for chunk in chunks for heading in chunk.headings}
+    if any(chunk.context != document.context for chunk in chunks) or any(h not in document.text for h in headings):
+        return True
+    return not {h for h in headings if not is_row(h)} <= {unit.heading for unit in _blocks(document.text)}
+
+
 class _Counter:
     """Counts spans of one text in batches, without the tokens that the tokenizer adds to every text."""
 

@@ -104,7 +104,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None.
+        """A document with its chunks, or None. If these have different contexts, it has none itself.
 
         Raises:
             CorruptStoreError: Its text does not match its checksums.

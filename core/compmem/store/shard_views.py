@@ -136,7 +136,7 @@ class ShardPart:
         return self.snapshot.count_documents(filter)
 
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None."""
+        """A document with its chunks, or None."""
         return self.snapshot.document(document_id)
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:

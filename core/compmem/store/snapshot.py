@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,25 +103,18 @@ class FolderSnapshot(Snapshot):
         return len(self._admitted(filter))
 
     def document(self, document_id: str) -> Document | None:
-        """A document with its text, or None.
-
-        If it was given in chunks with contexts of their own, or with headings that are not in its text, it has these
-        chunks.
-        """
+        """A document with its chunks, or None. If these have different contexts, it has none itself."""
         numbers = self.document_blocks(document_id)
         if not numbers:
             return None
         chunks = self.chunks(numbers)
-        first, text = chunks[0], "".join(chunk.text for chunk in chunks)
-        own_contexts = len({chunk.context for chunk in chunks}) > 1
-        own_headings = any(h not in text for h in {h for chunk in chunks for h in chunk.headings})
+        first = chunks[0]
         return Document(
             id=document_id,
             title=first.title,
-            context="" if own_contexts else first.context,
+            context=first.context if all(chunk.context == first.context for chunk in chunks) else "",
             metadata=first.metadata,
-            text=text,
-            chunks=chunks if own_contexts or own_headings else None,
+            chunks=[replace(chunk, title="", metadata={}) for chunk in chunks],
         )
 
     def metadata(self, document_id: str) -> Mapping[str, Any] | None:

@@ -66,12 +66,16 @@ def _read(value: Any, hint: Any, file: Path, base: Path, name: str) -> Any:
         return _from_table(value, hint, file, base, name)  # type: ignore[arg-type]
     if hint is Path:
         return base / Path(value).expanduser()
-    if isinstance(value, list):
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{file}: {name}={value!r} must be a list")
         return tuple(_read(item, get_args(hint)[0], file, base, name) for item in value)
+    if get_origin(hint) is Literal:
+        if all(value != choice or type(value) is not type(choice) for choice in get_args(hint)):
+            raise ValueError(f"{file}: {name}={value!r} must be one of {', '.join(map(repr, get_args(hint)))}")
+        return value
     if type(value) is int and hint is float:
         return float(value)
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        raise ValueError(f"{file}: {name}={value!r} must be one of {', '.join(map(repr, get_args(hint)))}")
     if hint in (int, float, str, bool) and type(value) is not hint:
         raise ValueError(f"{file}: {name}={value!r} must be of the type {hint.__name__}")
     return value
