@@ -199,16 +199,6 @@ def test_clipping_by_hand(algorithm):
     assert torch.allclose(gradient[:, 0], torch.tensor([0.0, 1.5, -0.5, 0.0]))
 
 
-def test_the_dual_clip_bounds_what_is_bad_and_became_likelier():
-    now, then = ratios(5.0, 5.0)
-    replies = Replies(
-        now=now, then=then, mask=torch.ones(2, 1, dtype=torch.bool), advantages=torch.tensor([-1.0, 1.0]),
-        shares=torch.ones(2),
-    )  # fmt: skip
-    loss, _ = policy_loss(replies, Objective(algorithm="dapo", dual_clip=3.0))
-    assert loss.item() == pytest.approx(3.0 - 1.2)
-
-
 def test_the_sequence_ratio_is_a_geometric_mean():
     now = torch.log(torch.tensor([[2.0, 0.5, 7.0]])).requires_grad_()
     replies = Replies(
@@ -247,7 +237,6 @@ def test_turns_of_a_trajectory_come_in_order():
         ({"algorithm": "ppo"}, "must be 'gspo' or 'dapo'"),
         ({"clip": (0.2,)}, "two numbers"),
         ({"clip": (1.0, 0.2)}, "the first below 1"),
-        ({"dual_clip": 1.0}, "above 1"),
     ],
 )
 def test_objectives_that_make_no_sense(changes, message):

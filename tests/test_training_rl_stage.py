@@ -216,16 +216,6 @@ def test_the_divergence_grows_from_nothing(warm, tmp_path):
     assert last > 1e-4
 
 
-def test_the_reference_may_be_the_base_without_its_adapter(warm, tmp_path):
-    backbone = toy_of(warm)
-    backbone.add_adapter("reasoner", AdapterConfig(rank=4))
-    given = settings(tmp_path, train=("reasoner",), freeze_compressor=True, beta=1e-3, reference="base")
-    train(backbone, given)
-    [[first], *_, [last]] = log_of(tmp_path, "loss_kl")
-    assert first == pytest.approx(0, abs=1e-6)
-    assert last > first
-
-
 def test_more_updates_on_the_rollouts_of_one_policy(warm, tmp_path):
     policies = []
 
@@ -307,7 +297,6 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(tmp_pat
         ({"run": {"workers": 1}}, "workers=0"),
         ({"rollouts": RolloutSettings(group=1)}, "at least 2"),
         ({"freeze_compressor": True}, "train a reasoner's adapter"),
-        ({"reference": "base"}, "base that is not trained"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, changes, message):

@@ -155,15 +155,6 @@ def test_a_run_ends_by_the_clock_with_a_checkpoint_and_the_rate_down(tmp_path):
     assert (tmp_path / "backbone" / "compmem.json").exists()
 
 
-def test_weights_alone_are_kept_where_that_is_asked_and_end_a_run(tmp_path):
-    run(tmp_path, keep_optimizer=False)
-    assert not [n for n in load_file(tmp_path / "checkpoint.safetensors") if n.startswith("optimizer/")]
-    assert run(tmp_path, keep_optimizer=False)["steps"] == 6, "it is complete"
-    for more in ({"steps": 7}, {"steps": 7, "minutes": 60.0}):
-        with pytest.raises(CheckpointError, match="has weights alone"):
-            run(tmp_path, **more)
-
-
 def test_the_log_has_throughput_and_the_plot_is_drawn_or_its_lack_told(whole, tmp_path, monkeypatch, caplog):
     line = read_log(whole)[1]
     assert line["tokens_per_second"] > 0

@@ -55,9 +55,7 @@ class RLTraining:
     alpha: float = 0.9
     """Share of the trajectory's advantage in a step's, if the update reward is used."""
     beta: float = 1e-3
-    """Weight of the divergence from the reference; 0: no reference is needed."""
-    reference: Literal["start", "base"] = "start"
-    """The reference: the policy at the start, or the model without the reasoner's adapter."""
+    """Weight of the divergence from the reference, which is the policy at the start; 0: no reference is needed."""
     updates: int = 1
     """Update steps per rollout."""
     train: tuple[Literal["base", "reasoner"], ...] = ("reasoner",)
@@ -101,10 +99,6 @@ class RLTraining:
             raise ValueError(f"system='answer' has no steps: rewards has {sorted(unused)!r}")
         if self.freeze_compressor and "base" in self.train:
             raise ValueError("freeze_compressor: the compressor runs on the base too; train a reasoner's adapter")
-        if self.reference not in ("start", "base"):
-            raise ValueError(f"reference={self.reference!r} must be 'start' or 'base'")
-        if self.reference == "base" and "base" in self.train:
-            raise ValueError("reference='base' needs a base that is not trained")
 
 
 def train(settings: RLTraining) -> dict[str, Any]:
@@ -157,8 +151,7 @@ class RLStage:
         self._trained = {name: p for part in parts for name, p in backbone.parameters(part).items()}
         if not self._trained:
             raise ValueError("there is nothing to train: the backbone has no memory tokens and no reasoner's adapter")
-        start = settings.beta > 0 and settings.reference == "start"
-        self._reference = frozen_copy(backbone, self._trained.values()) if start else None
+        self._reference = frozen_copy(backbone, self._trained.values()) if settings.beta else None
         self._ahead: dict[int, PolicyBatch] = {}
         self.weights = {"policy": 1.0, **({"kl": settings.beta} if settings.beta else {})}
         self.weights |= dict.fromkeys(FIGURES, 0.0)
@@ -261,7 +254,7 @@ class RLStage:
             counts=counts,
             tokens=sum(run_tokens(turn, self._ratio) for turn in turns),
             then=self._likelihood_of(self.backbone, turns) if settings.updates > 1 else None,
-            reference=self._reference_likelihood(turns) if settings.beta else None,
+            reference=self._likelihood_of(self._reference, turns) if self._reference else None,
         )
 
     def _advantages(self, runs: Sequence[Trajectory], rewards: Sequence[Rewards]) -> list[list[float]]:
@@ -270,22 +263,17 @@ class RLStage:
         alpha = settings.alpha if "update" in settings.rewards and settings.rollouts.gates else None
         return turn_advantages(runs, rewards, settings.rewards, alpha=alpha, scale=settings.scale)
 
-    def _reference_likelihood(self, turns: Sequence[Turn]) -> Tensor:
-        if self._reference is None:
-            return self._likelihood_of(self.backbone, turns, base=True)
-        return self._likelihood_of(self._reference, turns)
-
-    def _likelihood_of(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
+    def _likelihood_of(self, backbone: Backbone, turns: Sequence[Turn]) -> Tensor:
         """Likelihoods without gradients, computed in the same way as in the update."""
         bf16 = self._settings.run.bf16
         with torch.no_grad(), torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
-            return self._likelihood(backbone, turns, base=base)
+            return self._likelihood(backbone, turns)
 
-    def _likelihood(self, backbone: Backbone, turns: Sequence[Turn], *, base: bool = False) -> Tensor:
+    def _likelihood(self, backbone: Backbone, turns: Sequence[Turn]) -> Tensor:
         settings = self._settings
         return reply_likelihood(
             backbone, turns, ratio=self._ratio, piece_tokens=settings.piece_tokens,
-            temperature=settings.rollouts.temperature or 1.0, role=None if base else "reasoner",
+            temperature=settings.rollouts.temperature or 1.0, role="reasoner",
             through_memory=not settings.freeze_compressor,
         )  # fmt: skip
 

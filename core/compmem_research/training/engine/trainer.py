@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from compmem.backbone import Backbone
-from compmem.errors import CheckpointError
 from compmem_research.training.engine import checkpoints
 from compmem_research.training.engine.checkpoints import Checkpoint
 from compmem_research.training.engine.device import device_name, matmul_ceiling
@@ -79,8 +78,6 @@ class RunSettings:
     batch that needs the model is made in the training process."""
     checkpoint_every: int = 200
     """Steps between two checkpoints; 0: only at the end."""
-    keep_optimizer: bool = True
-    """False: a checkpoint has weights alone, and the run cannot be continued."""
     log_every: int = 10
     measure_every: int = 200
     """Steps between two measurements; 0: only at the end."""
@@ -345,14 +342,11 @@ class _Run(Generic[B]):
         return figures
 
     def _save(self) -> None:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer: dict[str, Any] = {}
-        if self._settings.keep_optimizer:
-            model, optimizer = get_state_dict(self._module, self._optimizer.optimizer, options=options)
-        else:
-            model = get_model_state_dict(self._module, options=options)
+        states: Any = get_state_dict(self._module, self._optimizer.optimizer, options=options)
+        model, optimizer = states
         if not self._accelerator.is_main_process:
             return
         weights: dict[str, Any] = {n.removeprefix("decoder."): t for n, t in model.items()}
@@ -363,7 +357,7 @@ class _Run(Generic[B]):
             seconds=self._spent,
             state=dict(self._stage.state),
             weights={n: t for n, t in weights.items() if n in self._trained},
-            optimizer={f"{n}/{k}": t for n, kept in optimizer.get("state", {}).items() for k, t in kept.items()},
+            optimizer={f"{n}/{k}": t for n, kept in optimizer["state"].items() for k, t in kept.items()},
         )
         checkpoints.write(self._file, place)
 
@@ -380,17 +374,12 @@ class _Run(Generic[B]):
         shapes = {name: tuple(p.shape) for name, p in self._trained.items()}
         found = checkpoints.read(self._file, self._stage.name, self._decisive(), shapes)
         self._step, self._spent = found.step, found.seconds
-        if not found.optimizer and self._step < self._settings.steps and not self._time_is_up():
-            raise CheckpointError(
-                f"{str(self._file)!r} has weights alone (keep_optimizer=false), so its run cannot be continued"
-            )
         self._stage.state.update(found.state)
         whole = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(self._module, {f"decoder.{n}": t for n, t in found.weights.items()}, options=whole)
-        if found.optimizer:
-            state: Any = get_optimizer_state_dict(self._module, self._optimizer.optimizer, options=whole)
-            state["state"] = _nested(found.optimizer)
-            set_optimizer_state_dict(self._module, self._optimizer.optimizer, state, options=whole)
+        state: Any = get_optimizer_state_dict(self._module, self._optimizer.optimizer, options=whole)
+        state["state"] = _nested(found.optimizer)
+        set_optimizer_state_dict(self._module, self._optimizer.optimizer, state, options=whole)
         logger.info("going on from step %d of %s", self._step, self._file)
 
 

@@ -129,7 +129,7 @@ def _rl(settings: RLTraining, shape: Shape) -> DeviceLoad:
     # If the longest turn exceeds the limit of a piece, it is a piece of its own.
     read = 1 if settings.rollouts.steps else settings.questions.chunks
     turn = read * settings.questions.chunk_tokens + PROMPT + _reply(settings.rollouts) + _notes(settings.rollouts)
-    copied = trained if settings.beta and settings.reference == "start" else 0
+    copied = trained if settings.beta else 0
     tokens = max(settings.piece_tokens, turn)
     learned = tokens * _reply(settings.rollouts) // turn
     return DeviceLoad(added=reading + memory, trained=trained, tokens=tokens, learned=learned, kept=kept, copied=copied)

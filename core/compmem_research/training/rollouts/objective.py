@@ -29,16 +29,12 @@ class Objective:
     algorithm: Algorithm = "gspo"
     clip: tuple[float, ...] | None = None
     """How far the ratio may fall below and rise above 1. None: the published range of the algorithm."""
-    dual_clip: float | None = None
-    """Upper bound of the ratio for negative advantages (1912.09729); MemAgent uses 3."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in get_args(Algorithm):
             raise ValueError(f"algorithm={self.algorithm!r} must be 'gspo' or 'dapo'")
         if self.clip is not None and (len(self.clip) != 2 or min(self.clip) <= 0 or self.clip[0] >= 1):
             raise ValueError(f"clip={self.clip!r} must be two numbers above 0, the first below 1")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip={self.dual_clip!r} must be above 1")
 
     @property
     def range(self) -> tuple[float, float]:
@@ -79,8 +75,6 @@ def policy_loss(replies: Replies, objective: Objective) -> tuple[Tensor, Tensor]
     low, high = objective.range
     free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
     gain = torch.minimum(free, held)
-    if objective.dual_clip is not None:
-        gain = torch.where(advantages < 0, torch.maximum(gain, objective.dual_clip * advantages), gain)
     return -(gain * weights).sum(), ((gain.detach() != free.detach()) * weights).sum()
 
 
