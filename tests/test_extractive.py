@@ -161,16 +161,18 @@ def test_a_heading_or_a_colon_is_quoted_with_what_it_introduces():
     assert written("How many retries are there?", settings).startswith('"retries": { "max": 7')
 
 
-def test_a_memory_cut_to_its_budget_keeps_the_evidence_of_its_lines():
+def test_a_memory_cut_to_its_budget_keeps_its_end_and_the_best_evidence():
     lease = block("Lease", "Acme leases\n  the Harbour Building.", "Zoo animals sing.")
-    headed = replace(block("", "Rent\nAcme pays the rent."), vectors=HashEncoder().encode(["Rent", "Acme pays"]))
-    memory = reader().read(QUESTION, WorkingMemory(), [ACME, lease, headed]).memory
-    lines = len(memory.text.split("\n"))
-    for kept in range(lines + 1):
-        text = "\n".join(memory.text.split("\n")[lines - kept :])
-        cut = _within_budget(memory, len(text), len)
-        assert cut.text == text
-        assert len(cut.evidence) == kept
+    memory = reader().read(QUESTION, WorkingMemory(), [ACME, HARBOUR, lease]).memory
+    assert _within_budget(memory, len(memory.text), len) == memory
+    ranked = sorted(memory.evidence, key=lambda e: -e.score)
+    for kept in range(1, len(ranked)):
+        cut = _within_budget(memory, sum(len(e.text) for e in ranked[:kept]), len)
+        assert memory.text.endswith(cut.text)
+        assert sorted(cut.evidence, key=lambda e: -e.score) == ranked[:kept]
+        assert [e for e in memory.evidence if e in cut.evidence] == list(cut.evidence)
+    assert _within_budget(memory, 1, len).evidence == (ranked[0],), "though it was read first"
+    assert ranked[0].chunk == ACME.chunk
 
 
 def levels(*sentences):

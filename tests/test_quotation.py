@@ -96,6 +96,17 @@ def test_the_sentences_beside_the_best_one_are_quoted_if_a_word_of_the_question_
     assert written("What is the fee for dogs that come to the garden?", long) == "Dogs come to the garden."
 
 
+def test_lines_of_settings_and_lines_with_a_label_are_no_running_text():
+    def beside(text, place):
+        return list(Outline.of(of_document("", text).chunk).beside(place))
+
+    assert beside("Cats sleep. Dogs bark. Rain fell.", 1) == [0, 2]
+    assert beside("Cats sleep at night.\nDogs bark at cars.\nRain fell on us.", 1) == [0, 2]
+    assert beside("CACHE = 3\nLIMIT = 4512\nPORT = 8080", 1) == []
+    assert beside("F1: press reset.\nF2: check the tap.\nF3: fill it up.", 1) == []
+    assert beside("Note: cats sleep. Dogs bark. Rain fell.", 1) == [0, 2]
+
+
 def evidence_of(*scored):
     """Evidence of one chunk for each list of texts with scores."""
     for n, texts in enumerate(scored):

@@ -163,7 +163,7 @@ class RecallConfig:
     else the notes, and `Answer.stop_reason` is "seconds". Of a custom reader, only async methods can be abandoned."""
     memory_tokens: int = 1024
     """Maximum number of tokens of working memory, for each part of a question that has several; the oldest text is
-    cut off."""
+    cut off. Of quotations, the best ones of as many tokens are kept."""
     prompt_tokens: int | None = None
     """Maximum number of tokens of a prompt to the chat model: its context window without its reply. Blocks are cut, or
     read in several calls, to fit. None: no limit."""

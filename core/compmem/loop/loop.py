@@ -10,10 +10,10 @@ errors of LycheeMemory are early clues that were rejected). A reader that can sc
 """
 
 import math
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from itertools import accumulate
+from typing import Protocol
 
 from compmem.config import LoopConfig, RecallConfig
 from compmem.deadline import OverdueError, now
@@ -43,8 +43,6 @@ MAX_LINKED_BLOCKS = 4
 
 FEW_CANDIDATES = 20
 """Below this number of candidates the gate is over-confident, because it compares them."""
-
-_WORD: Final = re.compile(r"\w+")
 
 
 class LoopContext(Protocol):
@@ -446,15 +444,11 @@ def _probability(log_odds: float) -> float:
 
 
 def _within_budget(memory: WorkingMemory, limit: int, count: Callable[[str], int]) -> WorkingMemory:
+    """The end of the text, and the best of the evidence, of at most so many tokens each."""
     text = ending(memory.text, limit, count)
     if text == memory.text:
         return memory
-    said = _words(text)  # a line has a sentence's words, but other white space, and marks between label and sentence
-    kept = [e for e in memory.evidence if _words(e.text) in said]
-    # Of a last line that is too long by itself, the end is left.
-    kept = kept or [e for e in memory.evidence[-1:] if said and _words(e.text).endswith(said)]
-    return replace(memory, text=text, evidence=tuple(kept))
-
-
-def _words(text: str) -> str:
-    return " ".join(_WORD.findall(text))
+    ranked = sorted(memory.evidence, key=lambda e: -e.score)
+    sizes = accumulate(count(e.text) for e in ranked)
+    best = {id(e) for e, size in zip(ranked, sizes, strict=True) if size <= limit or e is ranked[0]}
+    return replace(memory, text=text, evidence=tuple(e for e in memory.evidence if id(e) in best))
