@@ -18,7 +18,7 @@ def layers(runnable: Any) -> Iterator[Any]:
 
 
 def innermost(runnable: Any) -> list[Any]:
-    """The runnables inside that wrap no other one. An alternative that a function makes is made to look at it."""
+    """The runnables inside that wrap no other one; not those that a function makes when they are chosen."""
     return [one for one in layers(runnable) if not isinstance(one, _WRAPPERS)]
 
 
@@ -47,7 +47,7 @@ def _wrapped(runnable: Any) -> list[Any]:
             return [runnable.bound]
         case RunnableConfigurableAlternatives():
             others = runnable.alternatives.values()
-            return [runnable.default, *(one if isinstance(one, Runnable) else one() for one in others)]
+            return [runnable.default, *(one for one in others if isinstance(one, Runnable))]
         case DynamicRunnable():
             return [runnable.default]
         case RunnableWithFallbacks():

@@ -131,6 +131,26 @@ def test_further_sentences_are_quoted_if_a_word_of_the_question_is_missing():
     assert [text.split()[-1] for text in quoted("rent", "fee")] == ["it.", "mud", "red."], "100 words together"
 
 
+def test_where_the_best_sentence_only_names_the_subject_the_next_ones_are_quoted():
+    villa = of_document("Villa Rosa", "Villa Rosa is a small hotel. It lies in Menton. Breakfast is at eight.")
+    assert "It lies in Menton." in written("Where is Villa Rosa?", villa)
+    assert written("Is breakfast at eight?", villa) == "Villa Rosa: Breakfast is at eight."
+
+
+def test_a_line_of_a_record_without_a_title_is_quoted_with_its_first_line():
+    def best(title):
+        chunk = replace(of_document("", "Name: Ann Lind\nCity: Ulm\nHobby: chess").chunk, title=title)
+        return [e.text for e in quoted_sentences({"ches": 1.0}, [Evidence.of(chunk, chunk.spans[2], 0.8)], Outlines())]
+
+    assert best("") == ["Name: Ann Lind", "Hobby: chess"]
+    assert best("Ann") == ["Hobby: chess"]
+
+
+def test_at_most_twelve_chunks_are_quoted():
+    kept = list(evidence_of(*({f"Site {n} has a boiler.": 0.9} for n in range(20))))
+    assert len(quoted_sentences({"boile": 1.0}, kept, Outlines())) == 12
+
+
 def test_each_chunk_that_answers_is_quoted_whatever_its_length():
     filler = " ".join(["mud"] * 40)
     kept = list(evidence_of(*({f"Site {n} has a boiler and {filler}.": 0.9, "It is red.": 0.4} for n in range(8))))

@@ -56,11 +56,11 @@ def test_other_words_count_half_where_all_names_are_known():
 
 
 def test_other_words_count_half_where_a_code_is_known():
-    texts = TEXTS | {"Code": "The codes of the 412 doors are 73518 and mx730 since 1920."}
-    known, part, year, amount = (share(f"Find what is assigned {one}", texts) for one in (73518, "MX730", 1920, 412))
+    texts = TEXTS | {"Code": "The codes of the 412 doors for 10000 cats are 73518 and mx730 since 1920."}
+    known, part, *others = (share(f"Find what is assigned {n}", texts) for n in (73518, "MX730", 1920, 412, 10000))
     assert 0.3 < known < 0.5
     assert part == pytest.approx(known, rel=0.05)
-    assert [year, amount] == pytest.approx([2 * known] * 2, rel=0.05)
+    assert others == pytest.approx([2 * known] * 3, rel=0.05)
 
 
 def test_long_words_are_not_compared_by_letters():

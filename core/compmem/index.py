@@ -328,7 +328,8 @@ class MemoryIndex(BaseIndex):
     def get(self, document_id: str) -> Document | None:
         """The whole document with that id, or None.
 
-        It has chunks only if it was given in chunks with contexts or headings that splitting its text does not give.
+        It has chunks only if it was given in chunks and one of them has a context of its own or a heading that is none
+        in the text; to change the text of such a document, replace both `text` and `chunks`.
         """
         with self.store.snapshot() as snapshot:
             document = snapshot.document(document_id)

@@ -37,9 +37,6 @@ WAYS = {
     "retried": lambda chat: chat.with_retry(),
     "a field": lambda chat: chat.configurable_fields(profile=ConfigurableField(id="profile")),
     "an alternative": lambda chat: ScriptedChat().configurable_alternatives(ConfigurableField(id="which"), mine=chat),
-    "an alternative made when chosen": lambda chat: ScriptedChat().configurable_alternatives(
-        ConfigurableField(id="which"), mine=lambda: chat
-    ),
     "behind another": lambda chat: ScriptedChat(replies=[OSError("down")]).with_fallbacks([chat]),
 }
 
@@ -52,6 +49,15 @@ def test_the_window_is_the_models_own(way):
     assert window_of(WAYS[way](ScriptedChat()), None).tokens is None
     small = ScriptedChat(profile={"max_input_tokens": 5})
     assert window_of(chat.with_fallbacks([small]), None).tokens == 5
+
+
+def test_an_alternative_that_a_function_makes_is_not_made_to_look_at_it():
+    def make():
+        raise ValueError("no key")
+
+    chat = ScriptedChat(profile={"max_input_tokens": WINDOW})
+    both = chat.configurable_alternatives(ConfigurableField(id="which"), other=make)
+    assert window_of(both, None).tokens == WINDOW
 
 
 def test_tokens_are_counted_by_the_model_if_it_can():

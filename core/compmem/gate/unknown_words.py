@@ -11,8 +11,8 @@ _MIN_WORD_LETTERS, _MAX_WORD_LETTERS = 5, 40
 """Letters of a word that is taken for another one, mistyped, if the two differ by one letter."""
 _ENGLISH = 0.25
 """Share of blocks with "the" from which an index is in English."""
-_CODE: Final = re.compile(r"[a-z]{1,8}\d{3,20}|\d{5,20}")
-"""A part number, an account or the like; shorter numbers are amounts and years."""
+_CODE: Final = re.compile(r"[a-z]{1,8}\d{3,20}|\d{5,20}(?<!000)")
+"""A part number, an account or the like; shorter and round numbers are amounts and years."""
 
 
 def unknown_share(state: QueryState, blocks: Sequence[ParsedBlock]) -> float:

@@ -97,12 +97,15 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
 
 
 def has_own_labels(document: Document) -> bool:
-    """Whether chunks of a document have a context or headings that splitting its text would not give them."""
+    """Whether a chunk of a document has another context than it, or a heading that is none in its text."""
     chunks = [chunk for chunk in document.chunks or () if isinstance(chunk, Chunk)]
     headings = {heading for chunk in chunks for heading in chunk.headings}
-    if any(chunk.context != document.context for chunk in chunks) or any(h not in document.text for h in headings):
+    if any(chunk.context != document.context for chunk in chunks):
         return True
-    return not {h for h in headings if not is_row(h)} <= {unit.heading for unit in _blocks(document.text)}
+    rows = {h for h in headings if is_row(h)}
+    if rows and not rows <= {line.strip() for line in document.text.split("\n")}:
+        return True
+    return bool(headings - rows) and not headings - rows <= {unit.heading for unit in _blocks(document.text)}
 
 
 class _Counter:

@@ -140,6 +140,13 @@ class Outline:
             return False
         return not (self.introduces(place) or self.code[place] or is_row(text) or is_item(text) or is_rule(text))
 
+    def record(self, place: int) -> int:
+        """The first line of the paragraph that a line with a label stands in, if that has one too; else the line."""
+        first = place
+        while first and is_labelled(self.texts[place]) and not self.begins[first]:
+            first -= 1
+        return first if is_labelled(self.texts[first]) and not introduces(self.texts[first]) else place
+
     def table(self, place: int) -> range:
         """The rows of the table that this one is a row of; empty if it is none."""
         if not is_row(self.texts[place]):
@@ -175,6 +182,11 @@ class Outlines:
     def place(self, evidence: Evidence) -> int:
         """The number of a sentence in its chunk."""
         return self._of(evidence.chunk)[1].get(evidence.start, 0)
+
+    def is_heading(self, evidence: Evidence) -> bool:
+        """Whether a sentence is a heading."""
+        outline, places = self._of(evidence.chunk)
+        return outline.levels[places.get(evidence.start, 0)] > 0
 
     def path(self, evidence: Evidence) -> tuple[str, ...]:
         """The headings above a sentence; see `Outline.path`."""

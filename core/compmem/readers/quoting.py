@@ -55,8 +55,8 @@ def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence],
 
     First the best kept sentences; then their context (the answer that a question or heading introduces, the name that a
     pronoun means, the head and the like rows of a table, the rest of a short block of code); then other sentences of
-    these chunks for words of the question that are still missing. If some are missing even so, the answer may be in
-    other words: the sentences beside the very best one are quoted too.
+    these chunks for words of the question that are still missing. If some are missing even so, or the very best one
+    only names the subject, the answer may be in other words: the sentences beside it are quoted too.
 
     Args:
         weights: The weight of the root of each word of the question.
@@ -67,8 +67,9 @@ def quoted_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence],
     quoted += _context_sentences(weights, quoted, quoted, outlines)
     added = _completing_sentences(weights, quoted, outlines)
     quoted += [*added, *_context_sentences(weights, added, [*quoted, *added], outlines)]
-    if not weights.keys() <= _known(quoted, outlines):
-        quoted += _sentences_beside(weights, quoted, outlines)
+    best = max(quoted, key=lambda e: e.score)
+    if _names_only(weights, best) or not weights.keys() <= _known(quoted, outlines):
+        quoted += _sentences_beside(weights, best, quoted, outlines)
     place = {key: n for n, key in enumerate(dict.fromkeys(e.chunk.id for e in quoted))}
     return sorted(quoted, key=lambda e: (place[e.chunk.id], e.start))
 
@@ -81,32 +82,42 @@ def _known(quoted: Sequence[Evidence], outlines: Outlines) -> set[str]:
 def _best_sentences(weights: Mapping[str, float], evidence: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
     """The best sentence of each of the best chunks, and further ones up to a number of words; as in the evidence."""
     ranked = sorted(evidence, key=lambda e: (-e.score, len(e.text)))
-    top, best = ranked[0].score, dict[str, Evidence]()
+    top, found = ranked[0].score, dict[str, Evidence]()
     for e in ranked:
-        best.setdefault(e.chunk.id, e)
-    first = [e for e in islice(best.values(), MAX_QUOTED_CHUNKS) if e.score >= QUOTED_SHARE * top]
+        found.setdefault(e.chunk.id, e)
+    best = dict(islice(found.items(), MAX_QUOTED_CHUNKS))
+    first = [e for e in best.values() if e.score >= QUOTED_SHARE * top]
     lacking = not weights.keys() <= _known(first, outlines)
     kept = {(e.chunk.id, e.text): e for e in first}
     left = QUOTED_WORDS - sum(len(e.text.split()) for e in first)
     for e in (e for e in ranked if e.score >= MIN_QUOTED_SHARE * top):
-        length = len(e.text.split())
-        if length <= left and (e.chunk.id, e.text) not in kept and _adds(weights, e, best[e.chunk.id], lacking=lacking):
+        length, of = len(e.text.split()), best.get(e.chunk.id)
+        if of and length <= left and (e.chunk.id, e.text) not in kept and _adds(weights, e, of, outlines, lacking):
             left -= length
             kept[e.chunk.id, e.text] = e
     return [e for e in evidence if kept.get((e.chunk.id, e.text)) is e]
 
 
-def _adds(weights: Mapping[str, float], evidence: Evidence, best: Evidence, *, lacking: bool) -> bool:
+def _adds(weights: Mapping[str, float], evidence: Evidence, best: Evidence, outlines: Outlines, lacking: bool) -> bool:
     """Whether a sentence is as good as the `best` one of its chunk or says more.
 
-    It has a word of the question that this one lacks; or the first sentences quoted lack some together (`lacking`), and
-    it may say the same in other words.
+    It has a word of the question that this one lacks (and, if it is a heading, those over this one); or the first
+    sentences quoted lack some together (`lacking`), and it may say the same in other words; or this one only names the
+    subject, and it begins with a pronoun.
     """
     if evidence.score >= AS_GOOD_SHARE * best.score:
         return True
-    if not roots(evidence.text) & weights.keys() <= roots(best.text):
+    known = outlines.roots(best) if outlines.is_heading(evidence) else roots(best.text)
+    if not roots(evidence.text) & weights.keys() <= known:
         return True
-    return lacking and evidence.score >= QUOTED_SHARE * best.score and _may_answer(weights, evidence)
+    if evidence.score < QUOTED_SHARE * best.score:
+        return False
+    return (lacking and _may_answer(weights, evidence)) or (_names_only(weights, best) and is_of_someone(evidence.text))
+
+
+def _names_only(weights: Mapping[str, float], best: Evidence) -> bool:
+    """Whether all words of the question that a sentence has are in its document's title: "Where is Villa Rosa?"."""
+    return roots(best.text) & weights.keys() <= roots(best.chunk.title)
 
 
 def _context_sentences(
@@ -127,9 +138,11 @@ def _context_sentences(
     return found
 
 
-def _sentences_beside(weights: Mapping[str, float], quoted: Sequence[Evidence], outlines: Outlines) -> list[Evidence]:
+def _sentences_beside(
+    weights: Mapping[str, float], best: Evidence, quoted: Sequence[Evidence], outlines: Outlines
+) -> list[Evidence]:
     """The sentences before and after the best one that are not quoted yet."""
-    best, held = max(quoted, key=lambda e: e.score), {(e.chunk.id, e.start) for e in quoted}
+    held = {(e.chunk.id, e.start) for e in quoted}
     near = outlines.of(best.chunk).beside(outlines.place(best))
     beside = [Evidence.of(best.chunk, best.chunk.spans[n]) for n in near]
     new = [e for e in beside if (e.chunk.id, e.start) not in held and len(e.text.split()) <= MAX_BESIDE_WORDS]
@@ -169,6 +182,8 @@ def _needed_numbers(
             needed.update(outline.named_before(place), _introduced_sentences(weights, outline, place, whole=whole))
             needed.update(_rows(weights, outline, place, whole=whole))
             needed.update(_like_records(weights, outline, place, records))
+            if not chunk.title:
+                needed.add(outline.record(place))
             if _needs_head(weights, outline, place):
                 needed.add(outline.heads[place])
             for said in (place, *needed):
