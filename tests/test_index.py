@@ -310,6 +310,10 @@ def test_chunks_with_headings_that_their_text_has_not_come_back_with_them(changi
     changing.add([Document(id="text", text=f"# Report\n\n## Oak ##\n\n{table}\nEnd\n===\n\nIt is old.\n")])
     assert {h for c in changing.chunks("text") for h in c.headings} == {"Report", "Oak", "| Part | Price |", "End"}
     assert changing.get("text").chunks is None
+    wide = "".join("| " + " | ".join(f"cell {row} {n}" for n in range(60)) + " |\n" for row in ("head", *range(60)))
+    changing.add([Document(id="wide", text=wide.replace("\n", "\n|" + " --- |" * 60 + "\n", 1))])
+    assert [h for c in changing.chunks("wide") for h in c.headings], "the beginning of a long head"
+    assert changing.get("wide").chunks is None
     for headings in (("Report", "Section"), ("Part",)):
         chunks = [Chunk(text=f"Part {n}. ", headings=headings, context="page") for n in range(2)]
         changing.add([Document(id="pages", title="Pages", chunks=chunks)])

@@ -1,6 +1,7 @@
 """The training loop of every stage: interrupted and split runs give the same curve, and errors are clear."""
 
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -264,6 +265,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_ends_the_run_if_it_stays(
         ('out = "o"\nminutes = -1\n', "minutes=-1.0 must be above 0"),
         ('out = "o"\nminutes = true\n', "minutes=True must be of the type float"),
         ('out = "o"\nbetas = [0.9]\n', "betas="),
+        ('out = "o"\nbetas = 0.9\n', "betas=0.9 must be a list"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(tmp_path, text, message):
@@ -273,29 +275,15 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path, text, message):
         read_settings(file, RunSettings)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('kind = ["random"]', "kind=.*random.* must be one of"),
-        ('kind = "random"\nsizes = 128', "sizes=128 must be a list"),
-        ('kind = "random"\ntasks = "world"', "tasks='world' must be a list"),
-    ],
-)
-def test_a_list_and_a_single_value_are_told_apart(tmp_path, text, message):
-    file = tmp_path / "lm.toml"
-    file.write_text(f'data = "d"\n[run]\nout = "o"\n[mixture]\n[[mixture.components]]\n{text}\n')
-    with pytest.raises(ValueError, match=message):
-        run_stage("lm", file)
-
-
 def test_an_unknown_key_in_a_table_names_the_table(tmp_path):
     file = tmp_path / "lm.toml"
     file.write_text('data = "d"\n[run]\nout = "o"\nspeed = 1\n[mixture]\n[[mixture.components]]\nkind = "random"\n')
     with pytest.raises(ValueError, match=r"in \[run\]: unknown setting 'speed'"):
         run_stage("lm", file)
-    file.write_text('data = "d"\n[run]\nout = "o"\n[mixture]\n[[mixture.components]]\nkind = "randon"\n')
-    with pytest.raises(ValueError, match="kind='randon' must be one of 'text', 'random'"):
-        run_stage("lm", file)
+    for kind in ("'randon'", "['random']"):
+        file.write_text(f'data = "d"\n[run]\nout = "o"\n[mixture]\n[[mixture.components]]\nkind = {kind}\n')
+        with pytest.raises(ValueError, match=re.escape(f"kind={kind} must be one of 'text', 'random'")):
+            run_stage("lm", file)
     with pytest.raises(ValueError, match="no stage is called 'gat'"):
         run_stage("gat", file)
     with pytest.raises(ValueError, match="cannot be read"):

@@ -99,13 +99,15 @@ def split(document: Document, *, chunk_tokens: int, count: TokenCounter) -> Iter
 def has_own_labels(document: Document) -> bool:
     """Whether a chunk of a document has another context than it, or a heading that is none in its text."""
     chunks = [chunk for chunk in document.chunks or () if isinstance(chunk, Chunk)]
-    headings = {heading for chunk in chunks for heading in chunk.headings}
     if any(chunk.context != document.context for chunk in chunks):
         return True
-    rows = {h for h in headings if is_row(h)}
-    if rows and not rows <= {line.strip() for line in document.text.split("\n")}:
-        return True
-    return bool(headings - rows) and not headings - rows <= {unit.heading for unit in _blocks(document.text)}
+    own = {heading for chunk in chunks for heading in chunk.headings}
+    if own:
+        own -= {unit.heading for unit in _blocks(document.text)}
+    if own:  # heads of tables
+        lines = {line.strip()[:_MAX_TABLE_HEAD_CHARS].strip() for line in document.text.split("\n")}
+        own -= {h for h in own if is_row(h) and h in lines}
+    return bool(own)
 
 
 class _Counter:
