@@ -54,7 +54,7 @@ def to_filter(filters: MetadataFilters | MetadataFilter | None) -> dict[str, Any
 def _group(filters: MetadataFilters) -> dict[str, Any]:
     parts = [_group(f) if isinstance(f, MetadataFilters) else _single(f) for f in filters.filters]
     if not parts:
-        return {}
+        raise ValueError("a group of filters within another one is empty: it would admit every node")
     condition = filters.condition or FilterCondition.AND
     if condition not in _CONDITIONS:
         raise ValueError(f"unknown filter condition {condition!r}; there are {[c.value for c in _CONDITIONS]}")

@@ -353,7 +353,9 @@ def test_a_stream_that_is_left_early_is_closed():
     assert closed.wait(5)
 
 
-@pytest.mark.parametrize("model", [lambda m: iter(lambda: "more " * 1000, ""), lambda m: "more " * 300_000])
+@pytest.mark.parametrize(
+    "model", [lambda m: iter(lambda: "more " * 1000, ""), lambda m: "more " * 300_000, lambda m: itertools.repeat("")]
+)
 def test_a_reply_without_end_is_an_error(model):
     memory = WorkingMemory(text="m")
     with pytest.raises(ReaderError, match="reply has more than 1,000,000 characters"):

@@ -1,6 +1,10 @@
 """Prompts never exceed the model's window: long blocks are read in parts, or cut to the most relevant sentences."""
 
+import itertools
 import re
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from compmem import Document, IndexConfig, MemoryIndex, RecallConfig
 from compmem.errors import CompMemError, ReaderError
 from compmem.readers import ChatReader, Endpoint
+from compmem.readers.endpoint import MAX_EVENT_BYTES
 from compmem.readers.prompt_budget import PromptBlock, fit_into_prompt, split_into_prompts
 from compmem.schema import Chunk, MemoryBlock, WorkingMemory
 from compmem.text.truncation import ending
@@ -231,3 +236,37 @@ def test_an_endpoint_without_an_address_is_refused(url, monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         with pytest.raises(ValueError, match="and name a host"):
             Endpoint("m")
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_line_of_an_endpoint_without_an_end_is_an_error(encoding):
+    sent = []
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-encoding", encoding)
+            self.end_headers()
+            packed = zlib.compressobj(wbits=31)
+            for piece in itertools.chain([b"data: "], itertools.repeat(b"a" * 65536)):
+                try:
+                    self.wfile.write(piece if encoding == "identity" else packed.compress(piece))
+                except OSError:
+                    return
+                sent.append(len(piece))
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        model = Endpoint("m", base_url=f"http://127.0.0.1:{server.server_port}/v1")
+        with pytest.raises(ConnectionError, match="a line of more than"):
+            list(model([{"role": "user", "content": "q"}]))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert sum(sent) > MAX_EVENT_BYTES

@@ -11,7 +11,7 @@ from compmem import CheckpointError, IncompatibleStoreError, IndexConfig, Memory
 from compmem.backbone import Backbone
 from compmem.backbone.stock import find_model
 from compmem.cli import app
-from compmem.naming import DEFAULT_ENCODER, SMOLLM2
+from compmem.naming import DEFAULT_ENCODER, SMOLLM2, is_safe_name
 
 
 def dense(path, **given):
@@ -152,3 +152,8 @@ def test_a_relative_folder_that_an_index_names_is_refused(named, monkeypatch):
     monkeypatch.chdir(named)
     with pytest.raises(IncompatibleStoreError, match="not an absolute path"):
         dense(named)
+
+
+@pytest.mark.parametrize("name", ["/proc/self/cwd/stranger/model", "/proc/../proc/self/cwd/m", "/dev/fd/3/m"])
+def test_a_name_that_leads_to_the_working_folder_is_no_absolute_path(name):
+    assert not is_safe_name(name)

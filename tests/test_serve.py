@@ -120,6 +120,9 @@ async def test_a_token_sees_adds_and_deletes_only_its_tenants_documents(changing
         assert (await red.post("/documents", json={"documents": [{"id": "mine", "text": "Red."}]})).status_code == 200
         assert [d["id"] for d in (await reader.get("/documents")).json()["documents"]] == ["acme", "harbour", "mine"]
         assert (await red.delete("/documents/mine")).json() == {"deleted": 1}
+        lines = {"documents": [{"id": "a\nb\n", "text": "Red."}]}
+        assert (await red.post("/documents", json=lines)).json()["ids"] == ["a\nb\n"]
+        assert (await red.delete("/documents/a%0Ab%0A")).json() == {"deleted": 1}
         # Another tenant's document and a missing one give the same response.
         foreign, unknown = await red.delete("/documents/zoo"), await red.delete("/documents/nothing")
         assert (foreign.status_code, foreign.content) == (unknown.status_code, unknown.content)
@@ -336,6 +339,7 @@ def test_tokens_are_read_from_a_file_and_bad_ones_refused(tmp_path):
         '[{"token": "0123456789abcdef"}]', f'[{{"token": "{RED}", "name": "a/b"}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"or": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"team": "2024-01-01"}}}}]',
+        f'[{{"token": "{RED}", "name": "a", "metadata": {{"e\u0301quipe": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{BLUE}", "name": "a", "metadata": {{"t": "x"}}}}]',
         f'[{{"token": "{RED}", "name": "a"}}, {{"token": "{RED}", "name": "a", "write": false}}]',
         f'[{{"token": "{RED}", "name": "a", "metadata": {{"t": "\u00e9"}}}},'

@@ -43,4 +43,6 @@ def is_safe_name(name: str) -> bool:
     """Whether a name read from a file may be looked up: an absolute path on this machine, or a model name."""
     if name.startswith(("//", "\\\\")):  # a folder on another machine: requesting it may reveal a password
         return False
+    if os.path.normpath(name).startswith(("/proc/", "/dev/")):  # /proc/self/cwd is the working folder
+        return False
     return Path(name).is_absolute() or not (is_folder(name) or is_gguf(name))

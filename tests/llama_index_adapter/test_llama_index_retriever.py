@@ -199,6 +199,8 @@ def test_filters_nest(rows):
 def test_filters_that_mean_nothing_are_refused(rows, wrong, message):
     with pytest.raises(ValueError, match=message):
         admitted(rows, MetadataFilters.model_construct(filters=[wrong], condition=FilterCondition.AND))
+    with pytest.raises(ValueError, match="within another one is empty"):
+        admitted(rows, MetadataFilters(filters=[FILTERS[0], MetadataFilters(filters=[])], condition="or"))
     with pytest.raises(ValueError, match="unknown filter condition"):
         admitted(rows, MetadataFilters.model_construct(filters=FILTERS[:1], condition="xor"))
     with pytest.raises(ValueError, match="Input should be"):

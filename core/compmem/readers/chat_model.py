@@ -56,7 +56,8 @@ def pieces(chat: ChatModel, messages: Sequence[Message]) -> Generator[str, None,
         stream = _SyncStream(reply, within)
         try:
             while (piece := _in_time(stream.next)) is not _END:
-                yield checked.text(piece)
+                if text := checked.text(piece):
+                    yield text
         finally:
             stream.close()
     else:
@@ -195,7 +196,7 @@ class _Reply:
     def text(self, piece: object) -> str:
         if not isinstance(piece, str):
             raise ReaderError(f"the chat model gave a {type(piece).__name__}, not text")
-        self.length += len(piece)
+        self.length += len(piece) or 1
         if self.length > MAX_REPLY_CHARS:
             raise ReaderError(f"the chat model's reply has more than {MAX_REPLY_CHARS:,} characters")
         return valid(piece)
@@ -233,14 +234,16 @@ async def _pieces_of(reply: object, context: Context) -> AsyncGenerator[str, Non
         read = _AsyncStream(reply, context)
         try:
             while (piece := await read.next()) is not _END:
-                yield checked.text(piece)
+                if text := checked.text(piece):
+                    yield text
         finally:
             await read.close()
     elif isinstance(reply, Iterator):
         stream = _SyncStream(reply, context.run)
         try:
             while (piece := await in_chat_thread(stream.next)) is not _END:
-                yield checked.text(piece)
+                if text := checked.text(piece):
+                    yield text
         finally:
             stream.close()
     else:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from tokenizers import Tokenizer
@@ -11,7 +11,13 @@ from tokenizers import Tokenizer
 from compmem.errors import CompMemError
 from compmem.schema import Message
 
+if TYPE_CHECKING:
+    import httpx
+
 DEFAULT_KEY = "OPENAI_API_KEY"
+
+MAX_EVENT_BYTES: Final = 8 * 2**20
+"""Maximum number of bytes between two line ends of a reply; the client keeps a line until its end."""
 
 
 class Endpoint:
@@ -55,10 +61,11 @@ class Endpoint:
         self._model = model
         self.count_tokens = None if tokenizer is None else _counter(tokenizer)
         """Counts the tokens of a text; None if the tokenizer is not given."""
-        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout)
+        http = openai.DefaultHttpxClient(event_hooks={"response": [_limit_lines]}, timeout=timeout)
+        self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, http_client=http)
 
     def __call__(self, messages: Sequence[Message]) -> Iterator[str]:
-        """The reply in pieces.
+        """The reply in pieces, empty ones for events without text, so that a reply without any can be ended.
 
         Raises:
             ConnectionError: No server answers at the endpoint.
@@ -74,8 +81,24 @@ class Endpoint:
             raise ConnectionError(f"no server answers at {self._client.base_url.netloc.decode()}") from error
         with stream:
             for part in stream:
-                if part.choices and (text := part.choices[0].delta.content):
-                    yield text
+                yield (part.choices[0].delta.content or "") if part.choices else ""
+
+
+def _limit_lines(response: "httpx.Response") -> None:
+    """Ends a response with a line that is too long."""
+    read = response.iter_bytes
+
+    def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
+        length = 0
+        for data in read(chunk_size):
+            end = data.rfind(b"\n")
+            length = length + len(data) if end < 0 else len(data) - end - 1
+            if length > MAX_EVENT_BYTES:
+                response.close()
+                raise ConnectionError(f"the endpoint sent a line of more than {MAX_EVENT_BYTES:,} bytes")
+            yield data
+
+    response.iter_bytes = iter_bytes  # type: ignore[method-assign]
 
 
 def _is_address(url: str) -> bool:

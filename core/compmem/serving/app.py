@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Unpack
 try:
     from sse_starlette import EventSourceResponse
     from starlette.applications import Starlette
+    from starlette.convertors import PathConvertor, register_url_convertor
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -44,6 +45,15 @@ from compmem.threads import in_thread
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class _TextConvertor(PathConvertor):
+    """The rest of a path, also with line feeds: a document's id."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _TextConvertor())
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host names accepted by a server without tokens, so that no web page can reach it under another name."""
@@ -79,7 +89,7 @@ def create_app(
         Route("/answer", server.route(server.answer), methods=["POST"]),
         Route("/documents", server.route(server.documents), methods=["GET"]),
         Route("/documents", server.route(server.add), methods=["POST"]),
-        Route("/documents/{id:path}", server.route(server.delete), methods=["DELETE"]),
+        Route("/documents/{id:text}", server.route(server.delete), methods=["DELETE"]),
     ]
     local = [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS))] if tokens is None else []
     handlers: dict[Any, Any] = {HTTPException: _http_error_response, Exception: _server_error_response}

@@ -41,6 +41,8 @@ class Tenant:
         for key, value in self.metadata.items():
             if key in _RESERVED or "." in key or not isinstance(value, str) or valid(value) != value or "\0" in value:
                 raise ValueError(f"token {self.name!r}: the metadata {key!r} must be a plain name with a text")
+            if nfc(key) != key:  # as filters write a key
+                raise ValueError(f"token {self.name!r}: the metadata {key!r} must be in composed characters (NFC)")
             if moment(value) is not None:  # filters take 2024-01-01 and 2024-01-01T00:00 as equal
                 raise ValueError(f"token {self.name!r}: the metadata {key!r} must not be a date, but a name: {value!r}")
 

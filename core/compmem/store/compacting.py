@@ -1,6 +1,5 @@
 """Compaction: copies live blocks into new files, and removes the old ones from the manifest in the same transaction."""
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
@@ -11,8 +10,9 @@ from compmem.kv_format import KVTensors
 from compmem.store import kv
 from compmem.store.blocks import BlockLocation, raw_rows, read_kv_tensors, read_locations
 from compmem.store.cache import Cache
+from compmem.store.connection import Connection
 from compmem.store.folder import Folder
-from compmem.store.manifest import State, read_state, rows_of, write_state
+from compmem.store.manifest import State, read_state, write_state
 from compmem.store.vectors import grow_segments
 from compmem.store.writing import refresh_terms
 
@@ -21,7 +21,7 @@ _SEGMENT_BYTES: Final = 1 << 28
 """Size at which a new KV segment is closed; segments of at least half of it without dead blocks are not rewritten."""
 
 
-def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> None:
+def compact(connection: Connection, folder: Folder, cache: Cache) -> None:
     """Rewrite the files that contain deleted data, as part of a write transaction.
 
     Raises:
@@ -29,7 +29,7 @@ def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> Non
         StoreError: The new files cannot be written.
     """
     refresh_terms(connection)
-    rows = rows_of(connection)
+    rows = connection.rows
     state = read_state(rows)
     numbers = [number for (number,) in rows("SELECT number FROM blocks ORDER BY number")]
     locations = read_locations(rows, numbers)
@@ -47,7 +47,7 @@ def compact(connection: sqlite3.Connection, folder: Folder, cache: Cache) -> Non
 
 
 def _rewrite_vectors(
-    connection: sqlite3.Connection, folder: Folder, cache: Cache, old: State, locations: list[BlockLocation]
+    connection: Connection, folder: Folder, cache: Cache, old: State, locations: list[BlockLocation]
 ) -> State:
     if old.dim is None:
         return old
@@ -70,7 +70,7 @@ def _rewrite_vectors(
         connection.executemany("UPDATE blocks SET row = ?, sentence_row = ? WHERE number = ?", moved)
         connection.executemany(
             "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)",
-            grow_segments(rows_of(connection), new.chunk_rows, chunks),
+            grow_segments(connection.rows, new.chunk_rows, chunks),
         )
         new = replace(new, chunk_rows=new.chunk_rows + len(chunks), sentence_rows=sentence_row)
     folder.sync()
@@ -78,13 +78,13 @@ def _rewrite_vectors(
 
 
 def _rewrite_kv(
-    connection: sqlite3.Connection, folder: Folder, cache: Cache, state: State, locations: list[BlockLocation]
+    connection: Connection, folder: Folder, cache: Cache, state: State, locations: list[BlockLocation]
 ) -> State:
     live: dict[int, int] = {}
     for location in locations:
         if location.kv is not None:
             live[location.kv] = live.get(location.kv, 0) + 1
-    segments = rows_of(connection)("SELECT serial, bytes, blocks FROM kv")
+    segments = connection.rows("SELECT serial, bytes, blocks FROM kv")
     moving = {serial for serial, size, blocks in segments if live.get(serial) != blocks or size < _SEGMENT_BYTES // 2}
     for part in _by_size([location for location in locations if location.kv in moving], cache):
         size = kv.write_segment(folder, state.next_file, part)

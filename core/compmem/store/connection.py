@@ -2,15 +2,63 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from compmem.errors import CorruptStoreError, StoreError, StoreLockedError
 from compmem.store.folder import Folder
 
 _BUSY_SECONDS: Final = 10.0
+_STEPS: Final = 1_000_000
+"""Steps of SQLite's virtual machine between two checks of a query's work."""
+_FREE_STEPS: Final = 100_000_000
+"""Steps that any query may take, some seconds."""
+_STEPS_PER_BYTE: Final = 100
+_FETCHED_ROWS: Final = 65_536
+"""Rows that are fetched at once."""
+_ENDLESS: Final = "the manifest is damaged: a query has more rows or takes longer than a file of this size allows"
+
+
+class Connection(sqlite3.Connection):
+    """A connection to an untrusted file: pages that refer to one another can make a table of a small file endless."""
+
+    files: Sequence[Path] = ()
+    """The database and its log; none if it is in memory."""
+
+    def rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query.
+
+        Raises:
+            CorruptStoreError: There are more rows, or they take more steps, than files of this size can hold.
+        """
+        steps = 0
+
+        def takes_too_long() -> bool:
+            nonlocal steps
+            steps += _STEPS
+            return steps > _FREE_STEPS + _STEPS_PER_BYTE * self._bytes()
+
+        found = list[tuple[Any, ...]]()
+        self.set_progress_handler(takes_too_long, _STEPS)
+        try:
+            cursor = self.execute(sql, parameters)
+            while more := cursor.fetchmany(_FETCHED_ROWS):
+                found += more
+                # One byte of the lexical index may be a row.
+                if len(found) > max(_FETCHED_ROWS, self._bytes()):
+                    raise CorruptStoreError(_ENDLESS)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                raise CorruptStoreError(_ENDLESS) from error
+            raise
+        finally:
+            self.set_progress_handler(None, 0)
+        return found
+
+    def _bytes(self) -> int:
+        return sum(map(size_of, self.files))
 
 
 @contextmanager
@@ -35,7 +83,7 @@ def errors(path: Path) -> Iterator[None]:
         raise CorruptStoreError(f"the manifest of {where} cannot be used: {error}") from error
 
 
-def connect(file: Path, mode: str) -> sqlite3.Connection:
+def connect(file: Path, mode: str) -> Connection:
     """A connection with settings for an untrusted folder; `mode` is "ro", "rw" or "immutable"."""
     query = "mode=ro&immutable=1" if mode == "immutable" else f"mode={mode}"
     connection = sqlite3.connect(
@@ -45,7 +93,9 @@ def connect(file: Path, mode: str) -> sqlite3.Connection:
         timeout=_BUSY_SECONDS,
         check_same_thread=False,
         cached_statements=256,
+        factory=Connection,
     )
+    connection.files = (file, file.with_name(f"{file.name}-wal"))
     try:
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-16384", "secure_delete=OFF"):
             connection.execute(f"PRAGMA {pragma}")

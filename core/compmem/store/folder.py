@@ -164,7 +164,8 @@ class Folder:
         for name in os.listdir(self.path):
             found = _DATA_FILE.fullmatch(name)
             if found and int(found[1]) >= serial:
-                (self.path / name).unlink(missing_ok=True)
+                with os_errors(self.path, "write"):
+                    (self.path / name).unlink(missing_ok=True)
 
     def sweep(self, named: Collection[Path]) -> bool:
         """Remove unlisted vector and KV files, and what a killed writer left; False if some cannot be removed."""
@@ -174,7 +175,7 @@ class Folder:
             if _DATA_FILE.fullmatch(name) and file not in named:
                 try:
                     file.unlink()
-                except PermissionError:  # Windows cannot remove files that a reader has mapped
+                except (PermissionError, IsADirectoryError):  # on Windows, a file that a reader has mapped
                     done = False
         self.remove_private()
         return done
@@ -183,8 +184,11 @@ class Folder:
         """Remove what killed writers left of files that they were making. The caller has the writer's lock."""
         with os_errors(self.path, "write"):
             private = [name for name in os.listdir(self.path) if name.startswith(_PRIVATE)]
-        for name in private:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            for file in (self.path / name for name in private):
+                if stat.S_ISDIR(os.lstat(file).st_mode):
+                    shutil.rmtree(file, ignore_errors=True)
+                else:  # not made by a writer; rmtree would wait for ever at a FIFO
+                    file.unlink()
 
     def _open_checked(self, file: Path, flags: int, mode: str, at_least: int) -> FileIO:
         stream = FileIO(os.open(file, flags | _FLAGS, 0o666), mode)

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from compmem.locks import Lock
 from compmem.schema import Document, MemoryBlock
 from compmem.store import compacting, lexical, verifying, writing
 from compmem.store.cache import Cache
+from compmem.store.connection import Connection
 from compmem.store.folder import Folder, os_errors
 from compmem.store.info import KV_WRITTEN, StoreInfo, store_info
 from compmem.store.interface import Store
@@ -30,7 +30,6 @@ from compmem.store.manifest import (
     Rows,
     parse_json,
     read_state,
-    rows_of,
     storable,
     unreadable,
     write_state,
@@ -62,7 +61,7 @@ class FolderStore(Store):
         self._cache = Cache(folder, self._kinds[0])
         self._mutex = Lock(forks_wait=True)  # SQLite cannot write in a child forked during a write
         self._writer: tuple[int, int] | None = None
-        self._written: sqlite3.Connection | None = None
+        self._written: Connection | None = None
         self._remove = temporary.register(self, folder.path)
         self.temporary = self._remove is not None
 
@@ -235,7 +234,7 @@ class FolderStore(Store):
         text = json.dumps(_json(key, value))
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
-            state = read_state(rows_of(connection))
+            state = read_state(connection.rows)
             write_state(connection, replace(state, generation=state.generation + 1))
 
     def get_meta(self, key: str) -> JSON:
@@ -260,7 +259,7 @@ class FolderStore(Store):
             self._remove()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[Connection]:
         """A write transaction for the block, all or nothing; inside another transaction, it is a part of that."""
         with self.writing():
             if self._written is not None:
@@ -289,7 +288,7 @@ class FolderStore(Store):
     def _rows(self) -> Iterator[Rows]:
         """The last commit, or the state in this thread's write transaction."""
         if self._written is not None and self._writer == (os.getpid(), threading.get_ident()):
-            yield rows_of(self._written)
+            yield self._written.rows
             return
         with self._manifest.reading() as rows:
             yield rows
@@ -301,7 +300,7 @@ class FolderStore(Store):
             return
         with self._manifest.reading() as rows:
             dead = read_state(rows).deleted
-            live = rows("SELECT count(*) FROM blocks")[0][0]
+            live = rows("SELECT count(document) FROM blocks")[0][0]
         if dead < _MIN_DEAD_BLOCKS or dead <= share * (live + dead) or not self._manifest.is_checkpointed():
             return
         try:
@@ -319,7 +318,7 @@ class FolderStore(Store):
         if not self._manifest.is_checkpointed():
             return
         with self._manifest.writing() as connection:
-            rows = rows_of(connection)
+            rows = connection.rows
             done = self._folder.sweep(_named_files(rows, self._folder))
             write_state(connection, replace(read_state(rows), garbage=not done))
 

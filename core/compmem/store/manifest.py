@@ -17,6 +17,7 @@ from typing import Any, Final
 from compmem.errors import CorruptStoreError, IncompatibleStoreError, StoreError
 from compmem.locks import Lock
 from compmem.store.connection import (
+    Connection,
     check_files,
     connect,
     cut_log,
@@ -122,7 +123,7 @@ class Manifest:
         self.identity = identity_of(folder)
         """Device and inode of the file when it was opened."""
         self.check_files()
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[Connection] = []
         self._guard = Lock()
         self._process = os.getpid()
         self._closed = False
@@ -184,7 +185,7 @@ class Manifest:
             with guard, errors(self.folder.path):
                 if over:
                     raise StoreError(f"this snapshot of {str(self.folder.path)!r} is closed")
-                return connection.execute(sql, parameters).fetchall()
+                return connection.rows(sql, *parameters)
 
         try:
             rows("BEGIN")
@@ -196,7 +197,7 @@ class Manifest:
             self._release(connection)
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[Connection]:
         """A write transaction, committed at the end of the block and rolled back if the block raises."""
         if self._shorten is None or self._process != os.getpid():
             self._shorten = weakref.finalize(self, shorten, self.folder, os.getpid(), self.identity)
@@ -259,7 +260,7 @@ class Manifest:
                 while self._idle:
                     self._idle.pop().close()
 
-    def _acquire(self) -> sqlite3.Connection:
+    def _acquire(self) -> Connection:
         with self._guard:
             if self._closed:
                 raise StoreError(f"the index {str(self.folder.path)!r} is closed")
@@ -276,7 +277,7 @@ class Manifest:
         connection.execute("PRAGMA query_only=ON")
         return connection
 
-    def _release(self, connection: sqlite3.Connection) -> None:
+    def _release(self, connection: Connection) -> None:
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -289,7 +290,7 @@ class Manifest:
                 return
         connection.close()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _connect(self, mode: str) -> Connection:
         self.check_files()
         with errors(self.folder.path):
             connection = connect(self.folder.manifest, mode)
@@ -326,7 +327,7 @@ def _rest() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_rest)
 
-_orphans: list[sqlite3.Connection] = []
+_orphans: list[Connection] = []
 """Connections made before a fork: SQLite forbids the child to use or close them."""
 
 
@@ -349,11 +350,6 @@ def unreadable(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, MemoryError) as error:
         raise CorruptStoreError(f"a value in the manifest of {str(path)!r} cannot be used: {error}") from error
-
-
-def rows_of(connection: sqlite3.Connection) -> Rows:
-    """Queries in a write transaction."""
-    return lambda sql, *parameters: connection.execute(sql, parameters).fetchall()
 
 
 def storable(text: str) -> bool:
@@ -386,9 +382,9 @@ def _schema_of(rows: Rows) -> set[tuple[str, str, str]]:
 
 
 def _expected_schema() -> set[tuple[str, str, str]]:
-    with closing(sqlite3.connect(":memory:")) as connection:
+    with closing(sqlite3.connect(":memory:", factory=Connection)) as connection:
         try:
             connection.executescript(_SCHEMA)
         except sqlite3.OperationalError as error:
             raise StoreError(f"this Python's SQLite {sqlite3.sqlite_version} lacks FTS5: {error}") from error
-        return _schema_of(rows_of(connection))
+        return _schema_of(connection.rows)

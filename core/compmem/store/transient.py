@@ -4,16 +4,19 @@ import sqlite3
 
 from compmem.schema import Chunk
 from compmem.store import lexical
-from compmem.store.manifest import LEXICAL_SCHEMA, rows_of
+from compmem.store.connection import Connection
+from compmem.store.manifest import LEXICAL_SCHEMA
 
 
 class TransientLexicalIndex(lexical.SqliteLexicalIndex):
     """Terms and names of blocks, added one by one. Only one thread at a time may use it."""
 
     def __init__(self) -> None:
-        self._connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self._connection = sqlite3.connect(
+            ":memory:", check_same_thread=False, isolation_level=None, factory=Connection
+        )
         self._connection.executescript(LEXICAL_SCHEMA)
-        super().__init__(rows_of(self._connection), 0, {})
+        super().__init__(self._connection.rows, 0, {})
 
     def add(self, number: int, chunk: Chunk) -> None:
         """Adds a block with a new number."""

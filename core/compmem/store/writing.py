@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, repeat
@@ -15,8 +14,9 @@ from compmem.errors import CorruptStoreError
 from compmem.kv_format import KVTensors, checksum, pack
 from compmem.schema import Chunk, Document, MemoryBlock, Vectors
 from compmem.store import kv, lexical
+from compmem.store.connection import Connection
 from compmem.store.folder import Folder
-from compmem.store.manifest import State, read_state, rows_of, storable, write_state
+from compmem.store.manifest import State, read_state, storable, write_state
 from compmem.store.records import (
     ContentHash,
     check_block,
@@ -44,7 +44,7 @@ _TEXTS: Final = (
 
 
 def insert(
-    connection: sqlite3.Connection,
+    connection: Connection,
     folder: Folder,
     documents: Iterable[tuple[Document, Iterable[MemoryBlock]]],
     kinds: tuple[VectorType, KVType],
@@ -74,7 +74,7 @@ def insert(
         seen.add(document.id)
         writer.put(document, blocks, number)
     writer.flush()
-    state = read_state(rows_of(connection))
+    state = read_state(connection.rows)
     write_state(connection, replace(state, generation=state.generation + 1))
 
 
@@ -94,13 +94,13 @@ class _WaitingBlock:
 class _Writer:
     """Writes blocks in batches from several documents, or from a part of one."""
 
-    def __init__(self, connection: sqlite3.Connection, folder: Folder, kinds: tuple[VectorType, KVType]) -> None:
+    def __init__(self, connection: Connection, folder: Folder, kinds: tuple[VectorType, KVType]) -> None:
         self._connection = connection
         self._folder = folder
         self._kinds = kinds
         self._waiting: list[_WaitingBlock] = []
         self._size = 0
-        self._next = read_state(rows_of(connection)).next_block
+        self._next = read_state(connection.rows).next_block
 
     def put(self, document: Document, blocks: Iterable[MemoryBlock], number: int) -> None:
         """Take a document with its blocks in order, numbered from this number or from the next free one."""
@@ -128,7 +128,7 @@ class _Writer:
 
     def flush(self) -> None:
         """Write the waiting blocks."""
-        state = read_state(rows_of(self._connection))
+        state = read_state(self._connection.rows)
         state, vectors = _put_vectors(self._connection, self._folder, self._waiting, self._kinds[0], state)
         state, states = _put_kv(self._connection, self._folder, self._waiting, self._kinds[1], state)
         for waiting, vector, kv_state in zip(self._waiting, vectors, states, strict=True):
@@ -137,9 +137,9 @@ class _Writer:
         self._waiting, self._size = [], 0
 
 
-def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
+def remove(connection: Connection, ids: Sequence[str]) -> int:
     """Delete documents; returns how many existed."""
-    rows = rows_of(connection)
+    rows = connection.rows
     removed = blocks = 0
     for name in dict.fromkeys(ids):
         found = rows("SELECT key FROM documents WHERE id = ?", name) if storable(name) else []
@@ -162,16 +162,16 @@ def remove(connection: sqlite3.Connection, ids: Sequence[str]) -> int:
     return removed
 
 
-def refresh_terms(connection: sqlite3.Connection) -> None:
+def refresh_terms(connection: Connection) -> None:
     """Rebuild the lexical index if its terms were made differently: FTS5 needs the exact terms to delete a block."""
-    if lexical.is_current(rows_of(connection)):
+    if lexical.is_current(connection.rows):
         return
     log.warning("the lexical index was made by a version of compmem with other terms; rebuilding it")
     lexical.rebuild(connection, _block_texts(connection, "1 = 1"))
     connection.execute("UPDATE manifest SET value = ? WHERE name = 'terms'", (json.dumps(lexical.fingerprint()),))
 
 
-def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object) -> Iterator[tuple[int, Chunk]]:
+def _block_texts(connection: Connection, where: str, *parameters: object) -> Iterator[tuple[int, Chunk]]:
     for number, title, headings, text in connection.execute(f"{_TEXTS} WHERE {where} ORDER BY b.number", parameters):
         above, context = parse_headings(headings)
         if not isinstance(title, str) or not isinstance(text, str):
@@ -180,7 +180,7 @@ def _block_texts(connection: sqlite3.Connection, where: str, *parameters: object
 
 
 def _put_vectors(
-    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: VectorType, state: State
+    connection: Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: VectorType, state: State
 ) -> tuple[State, list[Vector]]:
     arrays = [waiting.vectors for waiting in blocks if waiting.vectors is not None]
     _check_dims(blocks, state)
@@ -205,7 +205,7 @@ def _put_vectors(
         for i, count in enumerate(counts)
     ]
     connection.executemany(
-        "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)", grow_segments(rows_of(connection), state.chunk_rows, chunks)
+        "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)", grow_segments(connection.rows, state.chunk_rows, chunks)
     )
     return (
         replace(
@@ -236,7 +236,7 @@ def _check_dims(blocks: Sequence[_WaitingBlock], state: State) -> None:
 
 
 def _put_kv(
-    connection: sqlite3.Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: KVType, state: State
+    connection: Connection, folder: Folder, blocks: Sequence[_WaitingBlock], kind: KVType, state: State
 ) -> tuple[State, list[tuple[int | None, int | None]]]:
     packed: dict[int, KVTensors] = {}
     positions: list[tuple[int | None, int | None]] = []
@@ -258,7 +258,7 @@ def _put_kv(
     return replace(state, next_file=state.next_file + 1), positions
 
 
-def _put_block(connection: sqlite3.Connection, waiting: _WaitingBlock, stored: tuple[int | None, ...]) -> None:
+def _put_block(connection: Connection, waiting: _WaitingBlock, stored: tuple[int | None, ...]) -> None:
     chunk, number = waiting.block.chunk, waiting.number
     headings, spans = headings_json(chunk), pack_spans(chunk.sentences)
     position = (waiting.key, waiting.ordinal, waiting.start)
